@@ -1,0 +1,175 @@
+"""CLIP against open_clip's own loader, transform and recipe, on a small architecture with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.errors import TeacherError
+from data.images import squash
+from features.prompts import CLASS_NAMES, prompts_of
+from features.registry import TEACHERS, TeacherEntry, build_teacher
+from features.teacher import draw_probe_image, weights_digest
+from features.zero_shot import ZeroShotTeacher
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 48,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 128, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+class Small(NamedTuple):
+    name: str
+    model: Any
+    state: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=["without bias", "with bias"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    """A small CLIP that open_clip built and initialised, known to the registry under the name `small`."""
+    import open_clip
+
+    bias = {} if request.param == "without bias" else {"init_logit_bias": -7.5}
+    architecture = "small-clip" + ("-bias" if bias else "")
+    path = tmp_path_factory.mktemp("configs") / f"{architecture}.json"
+    path.write_text(json.dumps(CONFIG | bias))
+    open_clip.add_model_config(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model = open_clip.create_model(architecture).eval()
+        torch.nn.init.constant_(model.logit_scale, 3.0)
+    files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    TEACHERS["small"] = TeacherEntry("clip", "logits", architecture, "for tests", "none", "nobody/small", files)
+    yield Small("small", model, model.state_dict())
+    del TEACHERS["small"]
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def test_logits_follow_open_clips_recipe(small: Small, tmp_path: Path) -> None:
+    import open_clip
+
+    path = save(small.state, tmp_path / "open_clip_pytorch_model.bin")
+    teacher = build_teacher("small", weights=path)
+    assert isinstance(teacher, ZeroShotTeacher)
+
+    entry = TEACHERS["small"]
+    model = open_clip.create_model(entry.architecture, pretrained=str(path)).eval()
+    tokenizer = open_clip.get_tokenizer(entry.architecture)
+    transform = open_clip.image_transform(64, is_train=False, resize_mode="squash", interpolation="bicubic")
+    image = draw_probe_image()
+    with torch.no_grad():
+        text = []
+        for name in CLASS_NAMES:
+            embeddings = model.encode_text(tokenizer(prompts_of(name)))
+            embeddings /= embeddings.norm(dim=-1, keepdim=True)
+            average = embeddings.mean(dim=0)
+            text.append(average / average.norm())
+        embedding = model.encode_image(transform(image)[None])[0]
+        embedding /= embedding.norm()
+        logits = model.logit_scale.exp() * torch.stack(text) @ embedding
+        if model.logit_bias is not None:
+            logits = logits + model.logit_bias
+
+    assert teacher.text_embeddings is not None
+    np.testing.assert_allclose(teacher.text_embeddings, torch.stack(text).numpy(), atol=1e-5)
+    output = teacher(torch.from_numpy(squash(image, teacher.input.size, teacher.input.resample))[None])
+    assert output.embeddings is not None
+    assert output.logits is not None
+    torch.testing.assert_close(output.embeddings[0], embedding, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.logits[0], logits, rtol=0, atol=1e-4)
+
+
+def test_scale_and_bias_stand_apart_in_the_identity(small: Small, tmp_path: Path) -> None:
+    identity = build_teacher("small", weights=save(small.state, tmp_path / "w.bin")).identity()
+    assert identity["logit_scale"] == pytest.approx(np.exp(3.0))
+    assert identity["logit_bias"] == (-7.5 if "logit_bias" in small.state else None)
+    assert identity["prompts"]["class_names"][identity["class_order"].index("tvmonitor")] == "tv monitor"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "folder", "checkpoint.pt", "any_name.safetensors"],
+)
+def test_every_file_layout_of_the_same_weights_is_the_same_teacher(small: Small, tmp_path: Path, layout: str) -> None:
+    reference = build_teacher("small", weights=save(small.state, tmp_path / "reference.bin"))
+    path = tmp_path / layout
+    if layout == "folder":
+        path.mkdir()
+        save(small.state, path / "open_clip_model.safetensors")
+        (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    elif layout == "checkpoint.pt":
+        torch.save({"epoch": 3, "state_dict": small.state}, path)
+    else:
+        save(small.state, path)
+    teacher = build_teacher("small", weights=path)
+    assert teacher.weights_digest == weights_digest(small.state)
+    assert teacher.identity() == reference.identity()
+    images = torch.full((1, 64, 64, 3), 90, dtype=torch.uint8)
+    assert torch.equal(teacher(images).arrays()["logits"], reference(images).arrays()["logits"])
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({**CONFIG, "quick_gelu": False}, "quick_gelu: expected True, found False"),
+        (
+            {key: value for key, value in CONFIG.items() if key != "quick_gelu"},
+            "quick_gelu: expected True, found False",
+        ),
+        ({**CONFIG, "embed_dim": 512}, "embed_dim: expected 48, found 512"),
+        ({**CONFIG, "vision_cfg": {"width": 768}}, "vision_cfg.width: expected 128, found 768"),
+    ],
+    ids=["activation", "activation left out", "embedding", "width"],
+)
+def test_folder_of_another_architecture_is_refused(
+    small: Small, tmp_path: Path, found: dict[str, Any], message: str
+) -> None:
+    save(small.state, tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": found}))
+    with pytest.raises(TeacherError) as caught:
+        build_teacher("small", weights=tmp_path)
+    assert message in caught.value.message
+
+
+def test_weights_of_another_model_are_refused(small: Small, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in small.state.items() if name != "ln_final.weight"}
+    path = save(state | {"stray": torch.ones(1)}, tmp_path / "w.bin")
+    with pytest.raises(TeacherError, match=r"ln_final\.weight expected, but missing; stray found, but unknown"):
+        build_teacher("small", weights=path)
+
+
+@pytest.mark.parametrize("name", ["clip_vitb32", "clip_vitb16", "clip_vitl14"])
+def test_names_stand_for_openais_models_as_open_clip_knows_them(name: str) -> None:
+    import open_clip
+
+    entry = TEACHERS[name]
+    assert open_clip.get_model_config(entry.architecture)["quick_gelu"] is True
+    pretrained = open_clip.get_pretrained_cfg(entry.architecture, "openai")
+    assert pretrained["hf_hub"] == f"{entry.hub_id}/"
+    assert pretrained["quick_gelu"] is True
+
+
+def test_normalisation_is_openais(small: Small, tmp_path: Path) -> None:
+    import open_clip
+
+    teacher = build_teacher("small", weights=save(small.state, tmp_path / "w.bin"))
+    assert teacher.input.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
+    assert teacher.input.std == tuple(open_clip.OPENAI_DATASET_STD)
+    assert teacher.input.size == (64, 64)
