@@ -1,0 +1,1 @@
+"""Students: backbones, neck, Faster R-CNN, adapters and distillation losses."""

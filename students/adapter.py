@@ -1,0 +1,36 @@
+"""The feature adapter: from the student's stride-16 map to the teacher's channels and grid. Training state only."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.geometry import PATCH_GRID
+
+
+class FeatureAdapter(nn.Module):
+    """A 1×1 convolution to the teacher's channels, after a resize where the teacher's grid is not the student's.
+
+    A coarser grid takes the mean of the student's cells under each of its own (area), a finer one interpolates between
+    cell centres (bilinear). Source: Romero et al. 2015, FitNets, section 2.2 (the regressor).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, grid: tuple[int, int] = PATCH_GRID) -> None:
+        super().__init__()
+        self.grid = grid
+        self.projection = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        # Channels of unit variance come out with unit variance: the scale of a standardised target.
+        nn.init.normal_(self.projection.weight, std=in_channels**-0.5)
+        assert self.projection.bias is not None
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [B, out_channels, Gh, Gw] of the student's stride-16 map [B, in_channels, 30, 30]."""
+        size = features.shape[2:]
+        if tuple(size) != self.grid:
+            if self.grid[0] <= size[0] and self.grid[1] <= size[1]:
+                features = F.interpolate(features, self.grid, mode="area")
+            else:
+                features = F.interpolate(features, self.grid, mode="bilinear", align_corners=False)
+        projected: Tensor = self.projection(features)
+        return projected
