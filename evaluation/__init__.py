@@ -1,0 +1,1 @@
+"""VOC average precision, teacher checks and pictures. Never imports torch."""
