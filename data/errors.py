@@ -7,7 +7,8 @@ TeachOnceError            1  operational failure
 │   ├── AnnotationError   1  one XML file: malformed, hostile, impossible boxes, unknown class
 │   └── ImageError        1  one image file: missing, truncated, of another size than its annotation
 ├── DetectionsError       1  a detections folder or file that cannot be scored
-├── TeacherError          1  a teacher that cannot be built: unknown name, weights not obtainable
+├── WeightsError          1  trained weights that can neither be found here nor fetched
+├── TeacherError          1  a teacher that cannot be built: weights that do not fit it
 ├── TrainingError         1  training that cannot go on: non-finite loss, no sample left
 ├── StoreWriteError       1  the store cannot be written: disk full, no permission, read-only
 │   └── StoreLockedError  1  another process is writing this store
@@ -70,8 +71,12 @@ class DetectionsError(TeachOnceError):
     """A detections folder or file cannot be scored."""
 
 
+class WeightsError(TeachOnceError):
+    """Trained weights are not in the local hub cache and cannot be fetched."""
+
+
 class TeacherError(TeachOnceError):
-    """A teacher cannot be built: unknown name, weights that cannot be obtained or do not fit."""
+    """A teacher cannot be built: its weights cannot be read or do not fit, or its output is no use."""
 
 
 class TrainingError(TeachOnceError):

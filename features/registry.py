@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from data.errors import UsageError
-
-from .hub import find_cached, hub_answers
+from data.hub import find_cached
 
 if TYPE_CHECKING:
     from .teacher import Teacher
-
-__all__ = ["TEACHERS", "TeacherEntry", "build_teacher", "hub_answers", "is_available_locally"]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import TeacherError
-
-from .hub import fetch
+from data.hub import fetch
 
 _SEED = 20070615
 # The usual standard deviation of an untrained vision transformer's matrices.
@@ -31,10 +30,11 @@ def locate_weights(name: str, hub_id: str, filenames: Sequence[str], weights: Pa
 
     weights: a file, or a folder that holds one of `filenames`; None for the hub and its local cache.
 
-    Raises TeacherError where there is no such file and where the hub cannot give it.
+    Raises TeacherError where there is no such file, WeightsError where the hub cannot give it.
     """
     if weights is None:
-        path = fetch(name, hub_id, filenames)
+        ways_on = f"give a local copy with --weights {name}=PATH, or run with --untrained weights to try things out"
+        path = fetch(name, hub_id, filenames, ways_on=ways_on)
         return path, f"{hub_id} {path.name} at revision {path.parent.name}"
     candidates = [weights / filename for filename in filenames] if weights.is_dir() else [weights]
     for path in candidates:

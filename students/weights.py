@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import timm
-from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from data.errors import UsageError
+from data.hub import fetch
 
-# The hub's own client tries an unreachable hub for up to 47 s; this asks once.
-_PROBE_SECONDS = 3.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_WEIGHTS = (
     "train from random weights with --backbone-weights none,"
@@ -27,24 +21,12 @@ _OTHER_WEIGHTS = (
 def imagenet_file(name: str) -> str:
     """Return the path of timm's own weights of the model `name` in the hub's cache, downloaded if need be.
 
-    Raises UsageError where there are none, or they are neither cached nor to be had after a short probe.
+    Raises UsageError where there are none at all, WeightsError where they cannot be had.
     """
     repo = timm.models.get_pretrained_cfg(name).hf_hub_id
     if not repo:
         raise UsageError(f"{name}: timm has no pretrained weights of this model on the hub", hint=_OTHER_WEIGHTS)
-    for file in _HUB_FILES:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file)
-        if isinstance(cached, str):
-            # Straight from the cache: the client would first ask an unreachable hub whether the file is still current.
-            return cached
-    _probe(name)
-    try:
-        try:
-            return str(huggingface_hub.hf_hub_download(repo, _HUB_FILES[0]))
-        except EntryNotFoundError:
-            return str(huggingface_hub.hf_hub_download(repo, _HUB_FILES[1]))
-    except (OSError, EntryNotFoundError) as error:
-        raise UsageError(f"{name}: its weights cannot be downloaded ({error})", hint=_OTHER_WEIGHTS) from error
+    return str(fetch(name, repo, _HUB_FILES, ways_on=_OTHER_WEIGHTS))
 
 
 def create_with_weights(name: str, path: str, **kwargs: Any) -> Any:
@@ -87,19 +69,3 @@ def _read(path: str) -> dict[str, Tensor]:
 def _shortened(message: str, lines: int = 5, characters: int = 300) -> str:
     kept = message.splitlines()[:lines]
     return "\n".join(line if len(line) <= characters else f"{line[:characters]} …" for line in kept)
-
-
-def _probe(name: str) -> None:
-    if constants.HF_HUB_OFFLINE:
-        reason = "HF_HUB_OFFLINE forbids fetching them"
-    else:
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_PROBE_SECONDS
-            ):
-                return
-        except urllib.error.HTTPError:
-            return  # an answer, if not a page
-        except (OSError, ValueError) as error:
-            reason = f"{constants.ENDPOINT} does not answer ({getattr(error, 'reason', error)})"
-    raise UsageError(f"{name}: its pretrained weights are not in the local cache, and {reason}", hint=_OTHER_WEIGHTS)

@@ -31,3 +31,15 @@ def voc_root() -> Path:
     if not (root / "VOC2007" / "JPEGImages").is_dir():
         pytest.skip(f"no VOC2007 images below {root}: name their folder with VOC_ROOT")
     return root
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty local cache (its folder is returned) and a hub behind a closed port."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    return cache

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import TeacherError
+from .errors import WeightsError
 
 
 def find_cached(repo_id: str, filenames: Sequence[str]) -> Path | None:
@@ -47,13 +47,17 @@ def hub_answers(timeout_s: float = 3.0) -> bool:
     return answered.is_set()
 
 
-def fetch(teacher: str, repo_id: str, filenames: Sequence[str]) -> Path:
+def fetch(name: str, repo_id: str, filenames: Sequence[str], *, ways_on: str) -> Path:
     """Return the first of a hub repository's files that can be had, from the local cache or by download.
 
-    teacher: the name to use in messages.
+    name: of what the weights are for, and ways_on: what else the user can do, for messages.
 
-    Raises TeacherError, naming `--weights` and `--untrained`, where none can be had.
+    Raises WeightsError where none can be had.
     """
+
+    def unobtainable(why: str) -> WeightsError:
+        return WeightsError(f"{name}: the weights {repo_id} are not in the local hub cache, and {why}", hint=ways_on)
+
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -61,23 +65,16 @@ def fetch(teacher: str, repo_id: str, filenames: Sequence[str]) -> Path:
     if cached is not None:
         return cached
     if constants.HF_HUB_OFFLINE:
-        raise _unobtainable(teacher, repo_id, "HF_HUB_OFFLINE is set")
+        raise unobtainable("HF_HUB_OFFLINE is set")
     if not hub_answers():
-        raise _unobtainable(teacher, repo_id, f"{constants.ENDPOINT} does not answer")
+        raise unobtainable(f"{constants.ENDPOINT} does not answer")
     for filename in filenames:
         try:
             return Path(hf_hub_download(repo_id, filename, cache_dir=constants.HF_HUB_CACHE))
         except LocalEntryNotFoundError as error:  # the connection was lost: the file may well exist
-            raise _unobtainable(teacher, repo_id, f"the download failed ({error})") from error
+            raise unobtainable(f"the download failed ({error})") from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # refused, interrupted, disk full: the ways on are the same
-            raise _unobtainable(teacher, repo_id, f"the download failed ({type(error).__name__}: {error})") from error
-    raise _unobtainable(teacher, repo_id, f"the repository has no {' and no '.join(filenames)}")
-
-
-def _unobtainable(teacher: str, repo_id: str, why: str) -> TeacherError:
-    return TeacherError(
-        f"{teacher}: the weights {repo_id} are not in the local hub cache, and {why}",
-        hint=f"give a local copy with --weights {teacher}=PATH, or run with --untrained weights to try things out",
-    )
+            raise unobtainable(f"the download failed ({type(error).__name__}: {error})") from error
+    raise unobtainable(f"the repository has no {' and no '.join(filenames)}")

@@ -2,34 +2,21 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors.torch import save_file
 
-from data.errors import TeacherError
-from features.hub import fetch, find_cached, hub_answers
-from features.registry import build_teacher, is_available_locally
-from features.teacher import Teacher
+from data.errors import WeightsError
+from data.hub import fetch, find_cached, hub_answers
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache and a hub behind a closed port."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    return cache
+pytestmark = pytest.mark.usefixtures("unreachable_hub")
+WAYS_ON = "give a local copy"
 
 
 @pytest.fixture
@@ -54,48 +41,21 @@ def answering_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         thread.join()
 
 
-def put_in_cache(cache: Path, repo_id: str, filename: str) -> Path:
-    """Return where the hub's client would have put a file of a repository, having made the folders and the ref."""
-    repo = cache / f"models--{repo_id.replace('/', '--')}"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(REVISION)
-    path = repo / "snapshots" / REVISION / filename
-    path.parent.mkdir(parents=True)
-    return path
-
-
-@pytest.mark.parametrize("name", ["dinov2_vits14", "clip_vitb32"])
-def test_an_unreachable_hub_is_an_error_that_names_the_ways_on(name: str) -> None:
-    with pytest.raises(TeacherError) as caught:
-        build_teacher(name)
-    assert "http://127.0.0.1:9 does not answer" in caught.value.message
-    assert caught.value.hint is not None
-    assert f"--weights {name}=PATH" in caught.value.hint
-    assert "--untrained" in caught.value.hint
-
-
 def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch, answering_hub: list[int]) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: pytest.fail("asked the network"))
     assert not hub_answers()
-    with pytest.raises(TeacherError, match="HF_HUB_OFFLINE is set"):
-        fetch("t", "x/y", ("a",))
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        fetch("t", "x/y", ("a",), ways_on=WAYS_ON)
 
 
-def test_cached_weights_are_used_without_a_network(untrained: Callable[[str], Teacher], empty_cache: Path) -> None:
-    teacher = untrained("dinov2_vits14")
-    assert not is_available_locally("dinov2_vits14")
-    save_file(teacher.module.state_dict(), put_in_cache(empty_cache, "facebook/dinov2-small", "model.safetensors"))
-    assert is_available_locally("dinov2_vits14")
-    cached = build_teacher("dinov2_vits14")
-    assert cached.weights_digest == teacher.weights_digest
-    assert cached.provenance()["weights_source"] == f"facebook/dinov2-small model.safetensors at revision {REVISION}"
-    assert not cached.untrained
-
-
-def test_the_second_choice_of_file_counts_as_cached(empty_cache: Path) -> None:
-    path = put_in_cache(empty_cache, "x/y", "b.bin")
-    torch.save({}, path)
+def test_the_second_choice_of_file_counts_as_cached(unreachable_hub: Path) -> None:
+    repo = unreachable_hub / "models--x--y"
+    path = repo / "snapshots" / ("0" * 40) / "b.bin"
+    path.parent.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    path.write_bytes(b"weights")
     assert find_cached("x/y", ("a.safetensors", "b.bin")) == path
 
 
@@ -132,11 +92,11 @@ class TestDownload:
 
     def test_takes_the_preferred_file(self, hub: dict[str, Any]) -> None:
         hub.update({"a": "/cache/a", "b": "/cache/b"})
-        assert fetch("t", "x/y", ("a", "b")) == Path("/cache/a")
+        assert fetch("t", "x/y", ("a", "b"), ways_on=WAYS_ON) == Path("/cache/a")
 
     def test_takes_the_next_file_where_the_repository_lacks_the_first(self, hub: dict[str, Any]) -> None:
         hub["b"] = "/cache/b"
-        assert fetch("t", "x/y", ("a", "b")) == Path("/cache/b")
+        assert fetch("t", "x/y", ("a", "b"), ways_on=WAYS_ON) == Path("/cache/b")
 
     @pytest.mark.parametrize(
         ("found", "message"),
@@ -149,6 +109,6 @@ class TestDownload:
     )
     def test_failures_name_the_ways_on(self, hub: dict[str, Any], found: dict[str, Any], message: str) -> None:
         hub.update(found)
-        with pytest.raises(TeacherError, match=message) as caught:
-            fetch("t", "x/y", ("a", "b"))
-        assert "--weights t=PATH" in str(caught.value)
+        with pytest.raises(WeightsError, match=message) as caught:
+            fetch("t", "x/y", ("a", "b"), ways_on=WAYS_ON)
+        assert caught.value.hint == WAYS_ON
