@@ -33,7 +33,7 @@ def locate_weights(name: str, hub_id: str, filenames: Sequence[str], weights: Pa
     Raises TeacherError where there is no such file, WeightsError where the hub cannot give it.
     """
     if weights is None:
-        ways_on = f"give a local copy with --weights {name}=PATH, or run with --untrained weights to try things out"
+        ways_on = f"give a local copy with --weights {name}=PATH, or try things out with --untrained"
         path = fetch(name, hub_id, filenames, ways_on=ways_on)
         return path, f"{hub_id} {path.name} at revision {path.parent.name}"
     candidates = [weights / filename for filename in filenames] if weights.is_dir() else [weights]
