@@ -1,0 +1,88 @@
+"""Refuses to resume or extend a store with what it was not made from, naming every field that differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cache.canonical import Json, canonical_json, differences
+from cache.catalog import Catalog, StoredTeacher
+from cache.manifest import RootManifest, ViewManifest
+from cache.plan import StorePlan, TeacherPlan
+from data.errors import StoreStaleError
+
+MIN_PROBE_COSINE = 0.9999
+_MAX_SHOWN = 8
+
+
+def refuse_other_dataset(catalog: Catalog, plan: StorePlan) -> None:
+    """Raise StoreStaleError unless the store holds the plan's images, in order, unchanged, in its frame."""
+    asked = plan.root_manifest()
+    changed: list[tuple[str, Json, Json]] = []
+    if catalog.root.frame != asked.frame:
+        changed.append(("frame", list(catalog.root.frame), list(asked.frame)))
+    stored_ids = [sample.id for sample in catalog.samples]
+    asked_ids = [sample.id for sample in plan.samples]
+    if stored_ids != asked_ids:
+        changed.append(("dataset.samples", _selection(catalog.root, stored_ids), _selection(asked, asked_ids)))
+        pairs = enumerate(zip(stored_ids, asked_ids, strict=False))
+        changed.extend([(f"dataset.samples[{row}].id", *pair) for row, pair in pairs if pair[0] != pair[1]][:1])
+    else:
+        for old, new in zip(catalog.samples, plan.samples, strict=True):
+            if old.sha256 != new.sha256:
+                changed.append((f"dataset.samples[{old.id}].sha256", old.sha256, new.sha256))
+            elif old != new:
+                changed.append((f"dataset.samples[{old.id}].size", [old.height, old.width], [new.height, new.width]))
+    _refuse(catalog.path, "other images", changed)
+
+
+def _selection(root: RootManifest, ids: list[str]) -> str:
+    limit = "" if root.dataset.limit is None else f" --limit {root.dataset.limit}"
+    return f"{'+'.join(root.dataset.sets)}{limit}: {len(ids)} images, {ids[0]} … {ids[-1]}"
+
+
+def refuse_other_teacher(path: Path, stored: StoredTeacher, asked: TeacherPlan) -> None:
+    """Raise StoreStaleError unless the teacher has the stored identity and still says of the probe what it said."""
+    changed = list(differences(stored.manifest.identity, asked.identity, asked.key))
+    _refuse(path, "another teacher under the same name", changed)
+    cosine = stored.manifest.probe.cosine(asked.probe)
+    if cosine < MIN_PROBE_COSINE:
+        raise StoreStaleError(
+            f"{path}: {asked.key} no longer says what it said when the store was made: its output on the fixed probe"
+            f" image has cosine {cosine:.6f} to the stored one (expected ≥ {MIN_PROBE_COSINE})",
+            hint="check library versions and device against provenance.jsonl, or extract into a new store (--out)",
+        )
+
+
+def refuse_other_view(path: Path, stored: StoredTeacher, asked: ViewManifest) -> None:
+    """Raise StoreStaleError unless the view is stored as asked. A new view must have its siblings' arrays."""
+    view = stored.views.get(asked.view)
+    sibling = view or next(iter(stored.views.values()), None)
+    if sibling is None:
+        return
+    name = f"{stored.manifest.key}.{sibling.manifest.view}"
+    changed = list(differences(_arrays(sibling.manifest), _arrays(asked), f"{name}.arrays"))
+    if view is not None:
+        changed.extend(differences(view.manifest.layout.model_dump(), asked.layout.model_dump(), f"{name}.layout"))
+    _refuse(path, "other arrays or another layout", changed)
+
+
+def _arrays(manifest: ViewManifest) -> Json:
+    # Without the fingerprints: teacher and images are compared before, and a field says more than a hash.
+    return manifest.model_dump(mode="json", exclude={"arrays": {"__all__": {"fingerprint"}}})["arrays"]
+
+
+def _refuse(path: Path, what: str, changed: list[tuple[str, Json, Json]]) -> None:
+    if not changed:
+        return
+    shown = [f"  {field}: stored {_show(old)}, found {_show(new)}" for field, old, new in changed[:_MAX_SHOWN]]
+    if len(changed) > _MAX_SHOWN:
+        shown.append(f"  … and {len(changed) - _MAX_SHOWN} more")
+    raise StoreStaleError(
+        "\n".join([f"{path}: the store was made from {what}:", *shown]),
+        hint="repeat the stored settings to resume, or extract into a new store with another --out",
+    )
+
+
+def _show(value: Json) -> str:
+    text = str(value) if isinstance(value, str) else canonical_json(value).decode("ascii")
+    return text if len(text) <= 100 else f"{text[:97]}…"

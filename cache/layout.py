@@ -1,0 +1,163 @@
+"""Where every byte of an array lies: names, shard geometry, file sizes and the Zarr v3 metadata they imply.
+
+Axis legend: N samples, S samples a shard, Gh × Gw patch grid, C channels, K classes, D embedding width.
+
+| array      | [N, …]          | stored as                                                            |
+|------------|-----------------|----------------------------------------------------------------------|
+| features   | [N, Gh, Gw, C]  | sharded: inner chunk = one sample, index with crc32c at the file's end |
+| logits     | [N, K]          | one chunk = one shard's range, padded with fill in the last          |
+| embeddings | [N, D]          | likewise                                                             |
+| moments    | [N, 2, C]       | likewise; each sample's channel sums and sums of squares over its cells |
+
+Every chunk ends in the crc32c of its payload. There is no compressor: what lies on disk is what is mapped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Final
+
+import numpy as np
+
+from cache.canonical import Json, digest
+
+FORMAT_VERSION: Final = 1
+CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16
+# Offset and length of an inner chunk that was never written.
+ABSENT = np.uint64(2**64 - 1)
+TEACHER_KEY = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+RESERVED_KEYS = frozenset({"text_embeddings", "pca", "zarr.json", "samples.jsonl"})
+SAMPLES_FILE = "samples.jsonl"
+TEXT_EMBEDDINGS = "text_embeddings"
+
+# In the order in which a view's arrays are committed: what is small first, features last.
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "moments": ("sample", "moment", "channel"),
+    "logits": ("sample", "class"),
+    "embeddings": ("sample", "embedding"),
+    "features": ("sample", "row", "column", "channel"),
+}
+SHARDED = frozenset({"features"})
+_FILL: dict[str, Json] = {"float16": "NaN", "float32": "NaN"}
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array's geometry.
+
+    path: inside the store, `dinov2_vits14/original/features`.  num_samples: N.  sample_shape: all axes but the first.
+    dtype: `float16` or `float32`.  shard_samples: S.  dimensions: names of all axes.
+    """
+
+    path: str
+    num_samples: int
+    sample_shape: tuple[int, ...]
+    dtype: str
+    shard_samples: int
+    dimensions: tuple[str, ...]
+    sharded: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole array's shape, [N, …]."""
+        return (self.num_samples, *self.sample_shape)
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[np.generic]:
+        """The little-endian dtype of the bytes on disk."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @cached_property
+    def sample_bytes(self) -> int:
+        """Payload bytes of one sample, without its checksum."""
+        return prod(self.sample_shape) * self.numpy_dtype.itemsize
+
+    @cached_property
+    def num_shards(self) -> int:
+        """Number of shard files of a complete array."""
+        return -(-self.num_samples // self.shard_samples)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of a shard's index without its checksum."""
+        return self.shard_samples * INDEX_ENTRY_BYTES
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of the chunk that carries one checksum."""
+        return (1 if self.sharded else self.shard_samples, *self.sample_shape)
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk on disk, its checksum included."""
+        return prod(self.chunk_shape) * self.numpy_dtype.itemsize + CRC_BYTES
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Return the first sample of a shard and how many it holds."""
+        first = shard * self.shard_samples
+        return first, min(self.shard_samples, self.num_samples - first)
+
+    def shard_folder(self, shard: int) -> str:
+        """Return the folder of a shard's file, relative to the array's folder."""
+        return "/".join(["c", str(shard), *["0"] * (len(self.sample_shape) - 1)])
+
+    def shard_file(self, shard: int) -> str:
+        """Return a shard's file, relative to the array's folder: the default chunk key encoding."""
+        return f"{self.shard_folder(shard)}/0"
+
+    def shard_file_bytes(self, shard: int) -> int:
+        """Return the exact size of a shard's file."""
+        if self.sharded:
+            _, count = self.shard_range(shard)
+            return count * self.chunk_bytes + self.index_bytes + CRC_BYTES
+        return self.chunk_bytes
+
+    def metadata(self) -> dict[str, Json]:
+        """Return the array's `zarr.json`: what is written at creation and what the reader insists on."""
+        bytes_and_crc = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        sharding = {
+            "chunk_shape": [1, *self.sample_shape],
+            "codecs": bytes_and_crc,
+            "index_codecs": bytes_and_crc,
+            "index_location": "end",
+        }
+        return {
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self.shard_samples, *self.sample_shape]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": _FILL[self.dtype],
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}] if self.sharded else bytes_and_crc,
+            "attributes": {},
+            "dimension_names": list(self.dimensions),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+
+def sample_array(
+    path: str, num_samples: int, sample_shape: tuple[int, ...], dtype: str, shard_samples: int
+) -> ArrayLayout:
+    """Return the layout of one of a view's arrays; its kind is the path's last part."""
+    kind = path.rpartition("/")[2]
+    return ArrayLayout(path, num_samples, sample_shape, dtype, shard_samples, DIMENSIONS[kind], kind in SHARDED)
+
+
+def text_embeddings_array(teacher: str, num_classes: int, width: int) -> ArrayLayout:
+    """Return the layout of a logit teacher's text embeddings, [K, D] float32 in one chunk."""
+    path = f"{teacher}/{TEXT_EMBEDDINGS}"
+    return ArrayLayout(path, num_classes, (width,), "float32", num_classes, ("class", "embedding"), sharded=False)
+
+
+def group_metadata(manifest: dict[str, Json]) -> dict[str, Json]:
+    """Return a group's `zarr.json` that carries one of our manifests, and the digest that shows an edited one."""
+    attributes = {"teachonce": manifest, "teachonce_sha256": digest(manifest)}
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}

@@ -1,0 +1,71 @@
+"""Checks every byte of a store against manifests, ledgers, checksums and digests, and says where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cache.catalog import Catalog, StoredTeacher
+from cache.layout import ArrayLayout
+from cache.ledger import read_ledgers
+from cache.reader import read_text_embeddings
+from cache.shard import ShardProblem, check_shard_file, verify_shard
+from data.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: array is its path in the store; shard and sample are None where it concerns more than one."""
+
+    array: str
+    shard: int | None
+    sample: int | None
+    problem: str
+
+
+def find_problems(catalog: Catalog, *, verify: bool, progress: Callable[[int], None] = lambda _: None) -> list[Problem]:
+    """Return everything wrong with what is committed; what is merely missing is not a problem.
+
+    verify: read every byte and compare checksums and digests; without it, ledgers, file sizes and shard indices only.
+    progress: told the bytes of each shard as it is done.
+    """
+    problems = []
+    for teacher in catalog.teachers.values():
+        problems.extend(_text_embeddings_problems(catalog, teacher))
+    for layout in catalog.layouts():
+        problems.extend(_array_problems(catalog, layout, verify, progress))
+    try:
+        catalog.samples  # noqa: B018  reading them checks them
+    except StoreError as error:
+        problems.append(Problem("samples.jsonl", None, None, error.message))
+    return problems
+
+
+def _array_problems(
+    catalog: Catalog, layout: ArrayLayout, verify: bool, progress: Callable[[int], None]
+) -> list[Problem]:
+    folder = catalog.path / layout.path
+    try:
+        entries, _ = read_ledgers(folder)
+    except StoreError as error:
+        return [Problem(layout.path, None, None, error.message.removeprefix(f"{folder}/"))]
+    problems: list[Problem] = []
+    for entry in sorted(entries.values(), key=lambda entry: entry.shard):
+        try:
+            found = verify_shard(folder, layout, entry) if verify else check_shard_file(folder, layout, entry)
+        except OSError as error:
+            found = [ShardProblem(None, f"cannot be read: {error.strerror}")]
+        problems.extend(Problem(layout.path, entry.shard, p.sample, p.problem) for p in found)
+        progress(entry.num_bytes)
+    return problems
+
+
+def _text_embeddings_problems(catalog: Catalog, teacher: StoredTeacher) -> list[Problem]:
+    if teacher.text_embeddings is None:
+        return []
+    try:
+        read_text_embeddings(catalog.path, teacher)
+    except StoreError as error:
+        path = teacher.text_embeddings.path
+        return [Problem(path, 0, None, error.message.removeprefix(f"{path}: "))]
+    return []

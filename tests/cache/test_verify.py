@@ -1,0 +1,187 @@
+"""What `inspect-cache --verify` finds, and how it names it. Single bytes of a shard are in test_shard.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cache.catalog import read_catalog
+from cache.verify import Problem, find_problems
+
+if TYPE_CHECKING:
+    from tests.cache.conftest import TinyStores
+
+FEATURES, LOGITS, TEXT = "dino/original/features", "clip/hflip/logits", "clip/text_embeddings"
+CHUNK = 3 * 2 * 5 * 2 + 4
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x80
+    path.write_bytes(data)
+
+
+def replace(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def swap(a: Path, b: Path) -> None:
+    a.rename(a.with_name("aside"))
+    b.rename(a)
+    a.with_name("aside").rename(b)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+Expected = tuple[str, int | None, int | None, str]
+# What is done to a complete store; what must be found; whether that takes --verify.
+DAMAGE: dict[str, tuple[Callable[[Path], Any], list[Expected], bool]] = {
+    "a sample's payload": (
+        lambda s: flip(s / FEATURES / "c/1/0/0/0", CHUNK + 3),
+        [(FEATURES, 1, 4, "the sample fails its checksum")],
+        True,
+    ),
+    "a sample's checksum": (
+        lambda s: flip(s / FEATURES / "c/2/0/0/0", CHUNK - 1),
+        [(FEATURES, 2, 6, "the sample fails its checksum")],
+        True,
+    ),
+    "the index": (
+        lambda s: flip(s / FEATURES / "c/1/0/0/0", -20),
+        [(FEATURES, 1, None, "the shard index fails its checksum")],
+        False,
+    ),
+    "the index's checksum": (
+        lambda s: flip(s / FEATURES / "c/1/0/0/0", -1),
+        [(FEATURES, 1, None, "the shard index fails its checksum")],
+        False,
+    ),
+    "a chunk of a small array": (
+        lambda s: flip(s / LOGITS / "c/0/0", 5),
+        [(LOGITS, 0, None, "the shard's one chunk fails its checksum")],
+        True,
+    ),
+    "the padding of the last chunk": (
+        lambda s: flip(s / LOGITS / "c/2/0", 20),
+        [(LOGITS, 2, None, "the shard's one chunk fails its checksum")],
+        True,
+    ),
+    "two samples and another array": (
+        lambda s: (flip(s / FEATURES / "c/0/0/0/0", 0), flip(s / FEATURES / "c/0/0/0/0", CHUNK),
+                   flip(s / LOGITS / "c/1/0", 0)),
+        [(LOGITS, 1, None, "the shard's one chunk fails its checksum"),
+         (FEATURES, 0, 0, "the sample fails its checksum"), (FEATURES, 0, 1, "the sample fails its checksum")],
+        True,
+    ),
+    "a shard cut short": (
+        lambda s: os.truncate(s / FEATURES / "c/0/0/0/0", 100),
+        [(FEATURES, 0, None, "expected 244 bytes, found 100")],
+        False,
+    ),
+    "a shard gone": (
+        lambda s: (s / LOGITS / "c/1/0").unlink(),
+        [(LOGITS, 1, None, "committed, but its file is missing")],
+        False,
+    ),
+    "the folder of a shard gone": (
+        lambda s: shutil.rmtree(s / FEATURES / "c/1"),
+        [(FEATURES, 1, None, "committed, but its file is missing")],
+        False,
+    ),
+    "a pipe for a shard": (
+        lambda s: pipe(s / LOGITS / "c/1/0"),
+        [(LOGITS, 1, None, "expected a regular file, found something else")],
+        False,
+    ),
+    "two shards exchanged": (
+        lambda s: swap(s / FEATURES / "c/0/0/0/0", s / FEATURES / "c/1/0/0/0"),
+        [(FEATURES, shard, None, "the file is not the one that was committed (its SHA-256 differs)")
+         for shard in (0, 1)],
+        True,
+    ),
+    "a shard of another view": (
+        lambda s: shutil.copy(s / "dino/hflip/features/c/0/0/0/0", s / FEATURES / "c/0/0/0/0"),
+        [(FEATURES, 0, None, "the file is not the one that was committed (its SHA-256 differs)")],
+        True,
+    ),
+    "a ledger's first line": (
+        lambda s: replace(s / LOGITS / "ledger.jsonl", b'"shard":0', b'"shard":5'),
+        [(LOGITS, None, None, "ledger.jsonl: line 1 is damaged")],
+        False,
+    ),
+    "a ledger's last line": (
+        lambda s: replace(s / LOGITS / "ledger.jsonl", b'"shard":2', b'"shard":5'),
+        [(LOGITS, None, None, "ledger.jsonl: line 3 is damaged")],
+        False,
+    ),
+    "a ledger of another array": (
+        lambda s: shutil.copy(s / FEATURES / "ledger.jsonl", s / LOGITS / "ledger.jsonl"),
+        [(LOGITS, 0, None, "ledger: expected first, count, bytes (0, 3, 52), found (0, 3, 244)"),
+         (LOGITS, 1, None, "ledger: expected first, count, bytes (3, 3, 52), found (3, 3, 244)"),
+         (LOGITS, 2, None, "ledger: expected first, count, bytes (6, 1, 52), found (6, 1, 116)")],
+        False,
+    ),
+    "a pipe for a ledger": (
+        lambda s: pipe(s / LOGITS / "ledger.jsonl"),
+        [(LOGITS, None, None, "ledger.jsonl: expected a regular file, found something else")],
+        False,
+    ),
+    "text embeddings": (lambda s: flip(s / TEXT / "c/0/0", 9), [(TEXT, 0, None, "checksum fails")], False),
+    "the checksum of text embeddings": (
+        lambda s: flip(s / TEXT / "c/0/0", -1), [(TEXT, 0, None, "checksum fails")], False,
+    ),
+    "text embeddings gone": (
+        lambda s: (s / TEXT / "c/0/0").unlink(),
+        [(TEXT, 0, None, "c/0/0: shard 0 is committed, but its file is missing")],
+        False,
+    ),
+    "the samples": (
+        lambda s: replace(s / "samples.jsonl", b"VOC2007/000004", b"VOC2007/000009"),
+        [("samples.jsonl", None, None, "the file was edited")],
+        False,
+    ),
+    "the samples gone": (
+        lambda s: (s / "samples.jsonl").unlink(), [("samples.jsonl", None, None, "missing")], False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "expected", "needs_verify"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_found_and_named(
+    store: Path, damage: Callable[[Path], Any], expected: list[Expected], needs_verify: bool
+) -> None:
+    assert find_problems(read_catalog(store), verify=True) == []
+    damage(store)
+    found = find_problems(read_catalog(store), verify=True)
+    assert [(p.array, p.shard, p.sample) for p in found] == [e[:3] for e in expected]
+    for problem, (*_, message) in zip(found, expected, strict=True):
+        assert message in problem.problem
+    assert (find_problems(read_catalog(store), verify=False) == []) == needs_verify
+
+
+def test_a_shard_that_cannot_be_read_is_a_problem(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    found = find_problems(read_catalog(store), verify=True)
+    assert Problem(FEATURES, 0, None, "cannot be read: Input/output error") in found
+
+
+def test_what_is_merely_missing_is_no_problem(stores: TinyStores) -> None:
+    assert find_problems(read_catalog(stores.build(limit=5)), verify=True) == []
+
+
+def test_progress_counts_every_committed_byte(whole_store: Path) -> None:
+    seen: list[int] = []
+    find_problems(read_catalog(whole_store), verify=True, progress=seen.append)
+    files = [p for p in whole_store.rglob("*") if p.is_file() and "c" in p.relative_to(whole_store).parts]
+    assert sum(seen) == sum(p.stat().st_size for p in files if TEXT not in str(p))
