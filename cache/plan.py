@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.canonical import Json
 from cache.layout import DIMENSIONS, FORMAT_VERSION, ArrayLayout, sample_array
 from cache.manifest import (
     Dataset,
@@ -40,7 +39,6 @@ class TeacherPlan:
     probe: NDArray[np.float32]
     outputs: dict[str, tuple[int, ...]]
     text_embeddings: NDArray[np.float32] | None = None
-    provenance: dict[str, Json] = field(default_factory=dict)
 
     def manifest(self) -> TeacherManifest:
         """Return the manifest to write at the teacher's creation."""

@@ -74,10 +74,11 @@ class StoreWriter:
                         found.append(MissingShard(teacher.key, view, shard, first, count, names))
         return sorted(found, key=lambda missing: missing.first)
 
-    def commit(self, missing: MissingShard, outputs: dict[str, NDArray[np.float32]]) -> None:
+    def commit(self, missing: MissingShard, outputs: dict[str, NDArray[np.floating]]) -> None:
         """Write and commit one missing shard's arrays.
 
-        outputs: [count, …] float32 by array name, all that the teacher puts out; moments are computed here.
+        outputs: [count, …] float32, or already of the stored dtype, by array name: all that the teacher puts out.
+        Moments are computed here.
 
         Raises StoreWriteError naming the image whose values are not finite in the stored dtype, before anything is
         written; StoreWriteError where the disk refuses, and then the array in question lacks the shard and the store
@@ -185,7 +186,7 @@ def feature_moments(features: NDArray[np.generic]) -> NDArray[np.float32]:
     return moments
 
 
-def _cast(values: NDArray[np.float32], layout: ArrayLayout) -> NDArray[np.generic]:
+def _cast(values: NDArray[np.floating], layout: ArrayLayout) -> NDArray[np.generic]:
     with np.errstate(over="ignore"):  # an overflow becomes infinite, which the shard writer refuses by sample
         return values.astype(layout.numpy_dtype, copy=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -111,8 +112,6 @@ def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(whole_store: Path, tmp_path: Path) -> Path:
     """A copy of the complete store, to damage."""
-    import shutil
-
     return Path(shutil.copytree(whole_store, tmp_path / "copy.zarr"))
 
 

@@ -11,7 +11,7 @@ import pytest
 # A process of its own, without threads, that forks one writer after another and kills it: at its n-th step that
 # changes a file or a folder (the write among these is done by half), or from outside after a random time.
 SCRIPT = """
-import os, random, runpy, signal, sys, time
+import os, random, runpy, shutil, signal, sys, time
 from pathlib import Path
 
 conftest = runpy.run_path(sys.argv[1])
@@ -94,7 +94,7 @@ for number in range(kills) if mode == "time" else steps:
     assert left == sorted(["counted.zarr", "counted.zarr.lock", "store.zarr", "store.zarr.lock",
                            "whole.zarr", "whole.zarr.lock"]), left
     os.rename(stores.folder / "store.zarr", stores.folder / "done")
-    __import__("shutil").rmtree(stores.folder / "done")
+    shutil.rmtree(stores.folder / "done")
 print(killed, num_steps)
 """
 
