@@ -1,0 +1,422 @@
+"""TeachOnce's command line: `python cli.py VERB`.
+
+Progress goes to stderr, results to stdout. Exit codes: 0 ok; 1 operational failure; 2 usage; 3 store or checkpoint
+missing, incomplete, stale or corrupt; 130 interrupted. Everything heavy is imported inside the verbs, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from data.errors import TeachOnceError, UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+EXISTING = click.Path(path_type=Path)
+
+
+class Verb(click.Command):
+    """A command that ends foreseeable mistakes with a message and an exit code; `--debug` adds the traceback."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the verb."""
+        debug = ctx.params.pop("debug")
+        try:
+            super().invoke(ctx)
+            return
+        except Exception as error:
+            told = foreseen(error)
+            if told is None:
+                raise
+            if debug:
+                traceback.print_exc()
+        message, code = told
+        click.echo(f"error: {message}", err=True)
+        ctx.exit(code)
+
+
+def foreseen(error: Exception) -> tuple[str, int] | None:
+    """Return the message and the exit code of a failure that needs no traceback, None for any other."""
+    if isinstance(error, TeachOnceError):
+        return str(error), error.exit_code
+    # Where the reader of a pipe has gone, click ends quietly.
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        return f"{error.filename or 'input or output'}: {error.strerror or error}", 1
+    # torch's own class, which is not imported for this.
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device ran out of memory\n  next: lower --batch-size", 1
+    return None
+
+
+class Verbs(click.Group):
+    """The group of verbs, listed in the order of use."""
+
+    command_class = Verb
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order they are defined in."""
+        return list(self.commands)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Run the teachers once, train students many times.
+
+    Stage 1, extract-teachers, writes what frozen teachers say of Pascal VOC to a store; stage 2, train
+    --cached-teachers, trains light detectors against it without loading a teacher again.
+    """
+
+
+def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return one decorator that applies several options, listed top down."""
+
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def weight_paths(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """Return NAME=PATH options as a dictionary."""
+    pairs = [value.partition("=") for value in values]
+    bad = [value for value, (name, _, path) in zip(values, pairs, strict=True) if not name or not path]
+    if bad:
+        raise click.BadParameter(f"expected NAME=PATH, found {bad[0]!r}")
+    return {name: Path(path) for name, _, path in pairs}
+
+
+VOC_ROOT = click.option(
+    "--voc-root", type=EXISTING, default="data/VOCdevkit", show_default=True, help="Folder that holds VOC2007."
+)
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+WORKERS = click.option("--workers", type=click.IntRange(0), help="Decoding processes; chosen to fit when not given.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+WEIGHTS = click.option(
+    "--weights", multiple=True, callback=weight_paths, metavar="NAME=PATH", help="Local weights of a teacher."
+)
+UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, seeded weights.")
+
+
+@cli.command("extract-teachers")
+@options(
+    VOC_ROOT,
+    click.option("--voc-set", "voc_sets", multiple=True, default=["2007:train"], show_default=True, help="Image set."),
+    click.option("--out", type=EXISTING, default="data/teachers.zarr", show_default=True, help="The store."),
+    click.option(
+        "--teacher",
+        "teachers",
+        multiple=True,
+        default=["dinov2_vits14", "clip_vitb32"],
+        show_default=True,
+        metavar="NAME|KEY=SPEC",
+        help="Teacher; repeat for several.",
+    ),
+    click.option(
+        "--view", "views", multiple=True, type=click.Choice(["original", "hflip"]), default=["original", "hflip"],
+        show_default=True, help="View; repeat for several.",
+    ),
+    click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
+                 help="Stored dtype of features."),
+    click.option("--shard-samples", type=click.IntRange(1, 65536), default=64, show_default=True,
+                 help="Images a shard file holds."),
+    click.option("--batch-size", type=click.IntRange(1), help="Images a teacher sees at once; recorded. [16]"),
+    WORKERS,
+    DEVICE,
+    WEIGHTS,
+    UNTRAINED,
+    click.option("--limit", type=click.IntRange(1), help="First N images only."),
+)  # fmt: skip
+def extract_teachers(**flags: Any) -> None:
+    """Run frozen teachers once and store what they say.
+
+    Running it again resumes. Another teacher or view can be added to a store at any time.
+    """
+    from cache.reader import TeacherStore
+    from data.voc import read_voc
+    from pipeline.extract import ExtractConfig, extract
+    from pipeline.inspection import inspect_store, summary_table
+    from pipeline.teacher_check import logit_teacher_maps
+
+    flags["views"] = tuple(dict.fromkeys(flags["views"]))
+    config = ExtractConfig(**flags)
+    done = extract(config)
+    print_rich(summary_table(inspect_store(config.out, verify=False)))
+    records = read_voc(config.voc_root, config.voc_sets, config.limit)
+    trained = {key: not t.manifest.untrained for key, t in TeacherStore(config.out).catalog.teachers.items()}
+    for key, value in logit_teacher_maps(config.out, records).items():
+        shown = "none (no objects)" if value is None else f"{100 * value:.1f}"
+        note = "" if trained[key] else " (UNTRAINED: expect chance)"
+        click.echo(f"{key}: image-level multi-label mAP {shown} on these images{note}")
+    cost = ", ".join(f"{key} {seconds:.1f} s" for key, seconds in done.seconds_by_teacher.items())
+    click.echo(f"{done.computed} targets computed in {done.seconds:.1f} s ({cost})")
+    sets = " ".join(f"--voc-set {name}" for name in config.voc_sets)
+    click.echo(f"next: python cli.py train --voc-root {config.voc_root} {sets} --cached-teachers {config.out}")
+
+
+TRAIN_OPTIONS = options(
+    VOC_ROOT,
+    click.option("--voc-set", "voc_sets", multiple=True, default=["2007:train"], show_default=True,
+                 help="Training images."),
+    click.option("--val-set", "val_sets", multiple=True, default=["2007:val"], show_default=True,
+                 help="Images that select the best epoch."),
+    click.option("--test-set", "test_sets", multiple=True, help="Images scored once, at the end."),
+    click.option("--limit", type=click.IntRange(1), help="First N training images only."),
+    click.option("--backbone", default="resnet18", show_default=True,
+                 help="resnet18, mobilenet_v3_small, vit_tiny or timm:NAME."),
+    click.option("--backbone-weights", default="imagenet", show_default=True, help="imagenet, none or a file."),
+    click.option("--cached-teachers", type=EXISTING, is_flag=False, flag_value="data/teachers.zarr",
+                 help="Distil from this store. [data/teachers.zarr when no path follows]"),
+    click.option("--distill", is_flag=True, help="Distil from live teachers, for comparison."),
+    click.option("--teacher", "teachers", multiple=True, metavar="NAME|KEY=SPEC",
+                 help="Live teacher. [dinov2_vits14 and clip_vitb32]"),
+    WEIGHTS,
+    UNTRAINED,
+    click.option("--feature-teacher", help="Whose features to match, where several have some."),
+    click.option("--logit-teacher", help="Whose logits to match, where several have some."),
+    click.option("--alpha", type=float, default=1.0, show_default=True, help="Weight of the detection losses."),
+    click.option("--beta", type=float, default=1.0, show_default=True, help="Weight of the feature loss."),
+    click.option("--gamma", type=float, default=1.0, show_default=True, help="Weight of the logit loss."),
+    click.option("--temperature", type=float, default=2.0, show_default=True, help="Softens the class distributions."),
+    click.option("--feature-loss", type=click.Choice(["mse"]), default="mse", show_default=True,
+                 help="Distance between the adapted map and the features."),
+    click.option("--feature-norm", type=click.Choice(["channel", "none"]), default="channel", show_default=True,
+                 help="Standardise teacher features per channel."),
+    click.option("--epochs", type=int, default=20, show_default=True, help="Passes over the training images."),
+    click.option("--batch-size", type=int, default=8, show_default=True, help="Images a step."),
+    click.option("--learning-rate", type=float, help="Peak rate. [SGD 0.01 at batch 8, AdamW 1e-4]"),
+    click.option("--flip", type=float, default=0.5, show_default=True, help="Probability of the hflip view."),
+    click.option("--jitter", type=float, default=0.0, show_default=True, help="Photometric jitter, in [0, 1)."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Key of every random stream."),
+    WORKERS,
+    DEVICE,
+)  # fmt: skip
+
+
+@cli.command()
+@TRAIN_OPTIONS
+@options(
+    click.option("--eval-every-epoch", "evaluate", flag_value="every-epoch", default="every-epoch",
+                 help="Score the validation images after every epoch. [default]"),
+    click.option("--eval-final-only", "evaluate", flag_value="final-only", help="Score them only at the end."),
+    click.option("--run-name", help="Names the run's folders. [made from backbone, arm and seed]"),
+    click.option("--resume", is_flag=True, help="Go on from the last finished epoch of --run-name."),
+    click.option("--runs-dir", type=EXISTING, default="runs", show_default=True),
+    click.option("--checkpoints-dir", type=EXISTING, default="checkpoints", show_default=True),
+    JSON,
+)  # fmt: skip
+def train(resume: bool, as_json: bool, **flags: Any) -> None:
+    """Train a student: baseline, cached or live teachers."""
+    from pipeline.run_options import train_config
+
+    if resume and not flags["run_name"]:
+        raise UsageError("--resume needs to know which run", hint="name it with --run-name")
+    config = train_config(flags)
+
+    from pipeline.results import run_lines
+    from pipeline.train import train as run_training
+
+    result = run_training(config, resume=resume)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    for line in run_lines(result):
+        click.echo(line)
+    best = config.checkpoint_dir / "student_best.pth"
+    click.echo(f"next: python cli.py eval --checkpoint {best} --visualize 8 --out {config.run_dir / 'pictures'}")
+
+
+@cli.command("eval")
+@options(
+    click.option("--checkpoint", type=EXISTING, help="A student's checkpoint."),
+    click.option("--detections", type=EXISTING, help="Or: a folder of <prefix>_<class>.txt files."),
+    click.option("--backbone", help="Insist on this backbone."),
+    click.option("--voc-root", type=EXISTING, help="Folder that holds VOC2007. [the checkpoint's, or data/VOCdevkit]"),
+    click.option("--voc-set", "voc_sets", multiple=True, help="Images to score. [the checkpoint's validation set]"),
+    click.option("--metric", type=click.Choice(["voc", "voc07"]), default="voc", show_default=True,
+                 help="All-point area or 11-point AP."),
+    click.option("--save-detections", type=EXISTING, metavar="DIR", help="Write them in the devkit's format."),
+    click.option("--visualize", type=click.IntRange(0), default=0, metavar="N", help="Draw N images."),
+    click.option("--out", type=EXISTING, default="pictures", show_default=True, help="Folder of the pictures."),
+    WORKERS,
+    DEVICE,
+    JSON,
+)  # fmt: skip
+def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: bool, **flags: Any) -> None:
+    """Score a checkpoint or devkit-format detections.
+
+    The devkit's matching and difficult rule. Scoring --detections needs the annotations only: no images, no torch.
+    """
+    from pipeline.scoring import ScoreRequest, score
+
+    if (checkpoint is None) == (detections is None):
+        raise UsageError("give either --checkpoint or --detections")
+    result, notes = score(ScoreRequest(checkpoint=checkpoint, detections=detections, **flags))
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+    else:
+        from evaluation.table import result_table
+
+        print_rich(result_table(result))
+    for note in notes:
+        click.echo(note, err=as_json)
+
+
+@cli.command("inspect-cache")
+@options(
+    click.argument("store", type=EXISTING),
+    JSON,
+    click.option("--verify", is_flag=True, help="Read every byte; compare checksums and digests."),
+    click.option("--sample", metavar="ID", help="Draw this sample's features, as VOC2007/000005."),
+    click.option("--heatmap", type=EXISTING, metavar="PNG", help="Where to."),
+    click.option("--voc-root", type=EXISTING, help="Draw its image beside them."),
+)
+def inspect_cache(
+    store: Path, as_json: bool, verify: bool, sample: str | None, heatmap: Path | None, voc_root: Path | None
+) -> None:
+    """Show what a store holds and whether it is whole.
+
+    Exits 3 unless it is complete.
+    """
+    from pipeline import inspection
+
+    if (sample is None) != (heatmap is None):
+        raise UsageError("--sample and --heatmap go together", hint="--sample VOC2007/000005 --heatmap sample.png")
+    if sample is not None and heatmap is not None:
+        heatmap.write_bytes(inspection.heatmap(store, sample, voc_root))
+        click.echo(f"wrote {heatmap}")
+        return
+    summary = inspection.inspect_with_progress(store, verify=verify)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    else:
+        print_rich(inspection.summary_table(summary))
+    click.get_current_context().exit(0 if summary["status"] == "complete" else 3)
+
+
+@cli.command()
+@options(
+    click.option("--out", type=EXISTING, default="demo", show_default=True, help="Folder of everything it makes."),
+    DEVICE,
+)
+def demo(out: Path, device: str) -> None:
+    """Show the whole pipeline on drawn images, in minutes."""
+    from pipeline.demo import run_demo
+
+    print_rich(*run_demo(out, device))
+
+
+@cli.command("debug-batch")
+@TRAIN_OPTIONS
+def debug_batch(**flags: Any) -> None:
+    """Print every loss of the first batch.
+
+    With a store and --distill: of stored against live targets, and against the wrong view.
+    """
+    from pipeline.run_options import live_teachers, train_config
+
+    nowhere = {"run_name": "debug-batch", "runs_dir": Path("runs"), "checkpoints_dir": Path("checkpoints")}
+    config = train_config({**flags, **nowhere})
+    live = None
+    if flags["cached_teachers"] is not None and flags["distill"]:
+        live = live_teachers(flags["teachers"], flags["weights"], flags["untrained"])
+
+    from pipeline.debug_batch import debug_batch as run
+    from pipeline.debug_batch import losses_table
+
+    print_rich(losses_table(run(config, live)))
+
+
+@cli.command("make-synthetic-voc")
+@options(
+    click.argument("folder", type=EXISTING),
+    click.option("--train", "num_train", type=click.IntRange(1), default=64, show_default=True),
+    click.option("--val", "num_val", type=click.IntRange(0), default=32, show_default=True),
+    click.option("--test", "num_test", type=click.IntRange(0), default=0, show_default=True),
+    click.option("--empty", "num_empty", type=click.IntRange(0), default=0, show_default=True,
+                 help="Images without objects."),
+    click.option("--class", "classes", multiple=True, help="Draw only these classes. [all twenty]"),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+)  # fmt: skip
+def make_synthetic_voc(folder: Path, classes: tuple[str, ...], **flags: Any) -> None:
+    """Write a devkit of drawn shapes to FOLDER."""
+    from data.records import VOC_CLASSES
+    from data.synthetic import make_devkit
+
+    made = make_devkit(folder, classes=classes or VOC_CLASSES, **flags)
+    click.echo(f"wrote {made}")
+    click.echo(f"next: python cli.py extract-teachers --voc-root {made} --teacher tiny_dino --teacher tiny_clip")
+
+
+@cli.command("check-voc")
+@options(
+    VOC_ROOT,
+    click.option("--voc-set", "voc_sets", multiple=True, default=["2007:trainval"], show_default=True),
+    click.option("--annotations-only", is_flag=True, help="Do not decode the images."),
+)
+def check_voc(voc_root: Path, voc_sets: tuple[str, ...], annotations_only: bool) -> None:
+    """List everything that is wrong with image sets.
+
+    Exits 1 where anything is.
+    """
+    from pipeline.checking import check_with_progress, report_lines
+
+    report = check_with_progress(voc_root, voc_sets, decode=not annotations_only)
+    for line in report_lines(report):
+        click.echo(line)
+    click.get_current_context().exit(1 if any(p.level == "error" for p in report.problems) else 0)
+
+
+@cli.command("download-voc")
+@options(
+    VOC_ROOT,
+    click.option("--year", type=click.IntRange(2007, 2012), default=2007, show_default=True),
+    click.option("--image-set", default="trainval", show_default=True, help="train, val, trainval or test."),
+)
+def download_voc(voc_root: Path, year: int, image_set: str) -> None:
+    """Download Pascal VOC (torchvision's downloader)."""
+    from data.download import download_voc as download
+
+    click.echo(f"{download(voc_root, year, image_set)} is there")
+
+
+def print_rich(*renderables: Any) -> None:
+    """Print tables to stdout, at the terminal's width or 80 columns off one."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    for renderable in renderables:
+        if isinstance(renderable, str):
+            click.echo(renderable)  # unwrapped: paths and commands are there to be copied
+        else:
+            console.print(renderable)
+
+
+def main() -> int:
+    """Run the command line and return the exit code."""
+    try:
+        result = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: what was finished is kept; the same command goes on (train: with --resume)", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

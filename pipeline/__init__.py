@@ -1,0 +1,1 @@
+"""Joins the packages: extraction, training, evaluation, checkpoints and the demo."""

@@ -1,0 +1,142 @@
+"""The configuration of a training run: every choice that `config.json` and a checkpoint record. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import UsageError
+from students.config import StudentConfig
+
+DEFAULT_STORE = Path("data/teachers.zarr")
+
+
+class Recipe(BaseModel):
+    """How a student is optimised. `None` means: as fits the backbone, filled in by `TrainConfig.resolved`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images a step."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """`sgd` with momentum 0.9 for convolutional backbones, `adamw` for ViTs."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; SGD: 0.01 at batch 8, scaled linearly with the batch; AdamW: 1e-4."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """1e-4 for SGD, 0.05 for AdamW (which spares biases and norms)."""
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of all steps in which the rate rises linearly, …"""
+    warmup_max_steps: int = Field(default=500, ge=0)
+    """… at most this many; afterwards it falls to zero along a cosine."""
+    clip_norm: float = Field(default=10.0, gt=0)
+    """Largest gradient norm over all trained weights."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of the `hflip` view."""
+    jitter: float = Field(default=0.0, ge=0, lt=1)
+    """Strength of the photometric jitter of the student's image; live teachers see the image without it."""
+
+
+class Distillation(BaseModel):
+    """L = alpha · L_det + beta · L_feature + gamma · L_logit, and where the teachers' targets come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["none", "store", "live"] = "none"
+    """`none`: the baseline; `store`: a teacher cache; `live`: teachers run in every step, for comparison."""
+    store: Path | None = None
+    """The teacher cache."""
+    teachers: tuple[str, ...] = ()
+    """Live teachers, NAME or KEY=SPEC."""
+    weights: dict[str, Path] = Field(default_factory=dict)
+    """Local weights of live teachers."""
+    untrained: bool = False
+    """Live teachers with seeded weights."""
+    feature_teacher: str | None = None
+    """The teacher whose features are matched; needed only where several have features."""
+    logit_teacher: str | None = None
+    """The teacher whose logits are matched; needed only where several have logits."""
+    alpha: float = Field(default=1.0, ge=0)
+    """Weight of the detection losses."""
+    beta: float = Field(default=1.0, ge=0)
+    """Weight of the feature loss."""
+    gamma: float = Field(default=1.0, ge=0)
+    """Weight of the logit loss."""
+    temperature: float = Field(default=2.0, gt=0)
+    """T of the softened class distributions."""
+    feature_loss: Literal["mse"] = "mse"
+    """Distance between the adapted student map and the teacher's features."""
+    feature_norm: Literal["channel", "none"] = "channel"
+    """`channel`: teacher features are standardised per channel over the training images."""
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Self:
+        if self.source == "store" and self.store is None:
+            raise ValueError("distillation from a store needs the store's path")
+        if self.source == "live" and not self.teachers:
+            raise ValueError("live distillation needs at least one teacher")
+        return self
+
+
+class TrainConfig(BaseModel):
+    """One training run, whole: `TrainConfig.model_validate_json(config.json)` repeats it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")
+    """Names `runs/<run_name>/` and `checkpoints/<run_name>/`."""
+    voc_root: Path
+    """The folder that holds `VOC2007`."""
+    voc_sets: tuple[str, ...]
+    """Training images."""
+    val_sets: tuple[str, ...]
+    """Images that select the best epoch."""
+    test_sets: tuple[str, ...] = ()
+    """Images evaluated once, at the end, with the best and the last weights."""
+    limit: int | None = Field(default=None, ge=1)
+    """First N training images only; validation is never cut."""
+    student: StudentConfig = StudentConfig()
+    recipe: Recipe = Recipe()
+    distillation: Distillation = Distillation()
+    evaluate: Literal["every-epoch", "final-only"] = "every-epoch"
+    """When the validation images are scored."""
+    seed: int = Field(default=0, ge=0)
+    """Key of every random stream."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    workers: int | None = Field(default=None, ge=0)
+    """Decoding processes; by default several beside a GPU, two on the CPU."""
+    runs_dir: Path = Path("runs")
+    checkpoints_dir: Path = Path("checkpoints")
+
+    def resolved(self) -> Self:
+        """Return the configuration with every choice that was left open made, so that it says what was run."""
+        recipe = self.recipe
+        transformer = self.student.timm_name.startswith(("vit", "deit", "swin", "eva", "beit"))
+        optimizer = recipe.optimizer or ("adamw" if transformer else "sgd")
+        rate = recipe.learning_rate or (0.01 * recipe.batch_size / 8 if optimizer == "sgd" else 1e-4)
+        decay = recipe.weight_decay if recipe.weight_decay is not None else (1e-4 if optimizer == "sgd" else 0.05)
+        filled = recipe.model_copy(update={"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay})
+        return self.model_copy(update={"recipe": filled})
+
+    @property
+    def run_dir(self) -> Path:
+        """Where events, `config.json`, `metrics.jsonl` and `result.json` go."""
+        return self.runs_dir / self.run_name
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where the checkpoints go."""
+        return self.checkpoints_dir / self.run_name
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """Return a failed validation in plain words: the field, what was wrong, what was given."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    found = f", found {first['input']!r}" if isinstance(first["input"], int | float | str) else ""
+    return UsageError(f"{where}: {message}{'' if 'found' in message else found}" if where else message)

@@ -1,0 +1,147 @@
+"""Which images a training step sees, in which view, and the rows of a store that belong to them.
+
+Order, view and jitter are drawn from named streams keyed by (seed, epoch, id), so they do not depend on the arm, the
+batch size or the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.collate import Batch, collate
+from data.errors import StoreStaleError
+from data.geometry import View
+from data.images import decode_image, image_digest, read_image_bytes, show_view, squash
+from data.records import ImageRecord
+from data.sample import Sample, frame_sample
+from data.transforms import jitter
+from features.teacher import TeacherInput
+from pipeline.randomness import stream
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """One image of one epoch: its place in the records and the view it is shown in."""
+
+    index: int
+    view: View
+    epoch: int
+
+
+class EpochBatches:
+    """The batches of an epoch, as lists of keys; set `epoch` before each pass."""
+
+    def __init__(self, records: Sequence[ImageRecord], batch_size: int, flip: float, seed: int) -> None:
+        self._ids = [record.id for record in records]
+        self._batch_size = batch_size
+        self._flip = flip
+        self._seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self._ids) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = stream(self._seed, "order", self.epoch).permutation(len(self._ids)).tolist()
+        keys = [SampleKey(index, self._view(index), self.epoch) for index in order]
+        for start in range(0, len(keys), self._batch_size):
+            yield keys[start : start + self._batch_size]
+
+    def _view(self, index: int) -> View:
+        draw = stream(self._seed, "view", self.epoch, self._ids[index]).random()
+        return "hflip" if draw < self._flip else "original"
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch for the student, and for live teachers the same views, without jitter, at each teacher's own size.
+
+    teacher_images: uint8 [B, H, W, 3] by teacher input.
+    """
+
+    keys: tuple[SampleKey, ...]
+    batch: Batch
+    teacher_images: dict[TeacherInput, torch.Tensor]
+
+    def pin_memory(self) -> LoadedBatch:
+        """Return the batch in page-locked memory; a DataLoader with `pin_memory=True` calls this."""
+        images = {key: image.pin_memory() for key, image in self.teacher_images.items()}
+        return replace(self, batch=self.batch.pin_memory(), teacher_images=images)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    key: SampleKey
+    sample: Sample
+    teacher_images: dict[TeacherInput, NDArray[np.uint8]]
+
+
+class TrainingImages:
+    """Loads one sample of a key; what a worker process runs.
+
+    teacher_inputs: sizes that live teachers want.  digests: SHA-256 of each image by id, as the store saw it; compared
+    when a process first decodes the image.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        *,
+        seed: int = 0,
+        jitter_strength: float = 0.0,
+        teacher_inputs: Sequence[TeacherInput] = (),
+        digests: dict[str, str] | None = None,
+    ) -> None:
+        self._records = records
+        self._seed = seed
+        self._jitter = jitter_strength
+        self._teacher_inputs = tuple(teacher_inputs)
+        self._digests = dict(digests or {})
+
+    def load(self, key: SampleKey) -> _Loaded:
+        """Return the sample of a key.
+
+        Raises ImageError for a bad image, StoreStaleError where it is not the image that the teachers saw.
+        """
+        record = self._records[key.index]
+        data = read_image_bytes(record.image_path)
+        self._compare_digest(record, data)
+        shown = show_view(decode_image(record, data), key.view)
+        sample = frame_sample(record, key.view, shown)
+        if self._jitter:
+            rng = stream(self._seed, "jitter", key.epoch, record.id)
+            sample = replace(sample, image=jitter(sample.image, rng, self._jitter))
+        images = {wanted: squash(shown, wanted.size, wanted.resample) for wanted in self._teacher_inputs}
+        return _Loaded(key, sample, images)
+
+    def _compare_digest(self, record: ImageRecord, data: bytes) -> None:
+        expected = self._digests.pop(record.id, None)
+        if expected is not None and image_digest(data) != expected:
+            raise StoreStaleError(
+                f"{record.image_path}: the image changed since the teachers saw it: expected SHA-256 {expected},"
+                f" found {image_digest(data)}",
+                hint="restore the image, or extract a new store from the images as they are now",
+            )
+
+
+def collate_loaded(items: list[_Loaded]) -> LoadedBatch:
+    """Return the loaded samples as one batch, in their order."""
+    inputs = items[0].teacher_images
+    return LoadedBatch(
+        keys=tuple(item.key for item in items),
+        batch=collate([item.sample for item in items]),
+        teacher_images={
+            key: torch.from_numpy(np.stack([item.teacher_images[key] for item in items])) for key in inputs
+        },
+    )
+
+
+def plain_batches(count: int, batch_size: int) -> list[list[SampleKey]]:
+    """Return keys that show every image once, in order, in the original view: for evaluation."""
+    keys = [SampleKey(index, "original", 0) for index in range(count)]
+    return [keys[start : start + batch_size] for start in range(0, count, batch_size)]

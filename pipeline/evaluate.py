@@ -1,0 +1,83 @@
+"""Runs a student over images: its detections, its score, and pictures of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.geometry import boxes_from_frame
+from data.images import decode_image
+from data.records import ImageRecord
+from evaluation.average_precision import EvaluationResult, evaluate
+from evaluation.detections import Detections, ImageDetections
+from evaluation.pictures import draw_detections
+from pipeline.dataset import TrainingImages, collate_loaded, plain_batches
+from pipeline.loading import load_batches
+from pipeline.progress import progress
+from students.detector import Student
+
+
+def detect(
+    student: Student,
+    records: Sequence[ImageRecord],
+    device: torch.device,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    what: str = "detecting",
+) -> Detections:
+    """Return a student's detections over the records, in pixels of the original images.
+
+    The student's mode is put back afterwards.  Raises ImageError for an image that cannot be read.
+    """
+    loader = load_batches(
+        TrainingImages(records).load,
+        plain_batches(len(records), batch_size),
+        collate_loaded,
+        workers=workers,
+        device=device,
+    )
+    found: list[ImageDetections] = []
+    was_training = student.training
+    student.eval()
+    try:
+        with torch.inference_mode(), progress(what, len(records)) as tick:
+            for loaded in loader:
+                batch = loaded.batch.to(device, non_blocking=True)
+                results = student(batch.images_float())
+                assert isinstance(results, list)
+                found.extend(_on_image(r, size) for r, size in zip(results, batch.image_sizes, strict=True))
+                tick(len(batch))
+    finally:
+        student.train(was_training)
+    return Detections.from_images([record.id for record in records], found)
+
+
+def score_student(
+    student: Student, records: Sequence[ImageRecord], device: torch.device, *, workers: int = 0, what: str = "detecting"
+) -> EvaluationResult:
+    """Return a student's average precision over the records, `voc` metric."""
+    return evaluate(detect(student, records, device, workers=workers, what=what), records)
+
+
+def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder: Path, count: int) -> list[Path]:
+    """Write `count` pictures of detections against ground truth, spread over the records; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = min(count, len(records))
+    chosen: list[int] = np.linspace(0, len(records) - 1, count).round().astype(int).tolist() if count else []
+    paths = []
+    for index in chosen:
+        record = records[index]
+        picture = draw_detections(decode_image(record), detections.of_image(record.id), record.target, title=record.id)
+        paths.append(folder / f"{record.id.replace('/', '_')}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+def _on_image(result: dict[str, Tensor], image_size: tuple[int, int]) -> ImageDetections:
+    boxes = boxes_from_frame(result["boxes"].float().cpu().numpy(), image_size)
+    return ImageDetections(boxes, result["labels"].cpu().numpy(), result["scores"].float().cpu().numpy())

@@ -1,0 +1,73 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then off it. Results go to stdout, never here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Tick(Protocol):
+    """Called with how many units were done, and a short note that replaces the last one."""
+
+    def __call__(self, done: int = 1, note: str = "") -> None:
+        """Advance by `done` units."""
+
+
+def say(text: str) -> None:
+    """Print one line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Tick]:
+    """Show the progress of `total` units of work in the block."""
+    if sys.stderr.isatty():
+        with _bar(what, total) as tick:
+            yield tick
+    else:
+        yield _lines(what, total, unit)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Tick]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def tick(done: int = 1, note: str = "") -> None:
+            bar.advance(task, done)
+            if note:
+                bar.update(task, note=note)
+
+        yield tick
+
+
+def _lines(what: str, total: int, unit: str) -> Tick:
+    start = last = time.monotonic()
+    count = 0
+
+    def tick(done: int = 1, note: str = "") -> None:
+        nonlocal count, last
+        count += done
+        now = time.monotonic()
+        if count >= total or now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            rate = count / max(now - start, 1e-9)
+            say(f"{what}: {count}/{total} {unit}, {rate:.1f} {unit}/s{', ' + note if note else ''}")
+
+    return tick

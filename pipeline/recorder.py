@@ -1,0 +1,55 @@
+"""Writes what a run does to `runs/<run_name>/`: TensorBoard events, `config.json`, `metrics.jsonl`, `result.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.config import TrainConfig
+
+
+class Recorder:
+    """A run's folder, open for writing. A resumed run appends; steps after the resumed one are dropped from view."""
+
+    def __init__(self, config: TrainConfig, first_step: int, history: list[dict[str, Any]]) -> None:
+        self._folder = config.run_dir
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._folder / "config.json", config.model_dump_json(indent=2))
+        # A killed run may have written lines beyond its last checkpoint.
+        write_text(self._folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        # TensorBoard hides what was recorded from this step on; an epoch's figures stand at its last step.
+        self._events = SummaryWriter(str(self._folder), purge_step=first_step + 1 if first_step else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Write scalars to TensorBoard."""
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Append an epoch's figures to `metrics.jsonl`."""
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def result(self, result: dict[str, Any]) -> None:
+        """Write `result.json`, atomically: a run that has one is finished."""
+        write_text(self._folder / "result.json", json.dumps(result, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by renaming, so that it is never seen half written."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,113 @@
+"""Configurations small enough that a whole extraction or a training run takes a second or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.geometry import View
+from data.records import ImageRecord
+from pipeline.checkpoint import LATEST, load_checkpoint
+from pipeline.config import Distillation, Recipe, TrainConfig
+from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded
+from pipeline.extract import ExtractConfig
+from pipeline.train import Trainer
+from students.config import StudentConfig
+
+# A real MobileNetV3-Small under a narrow neck with few proposals.
+SMALL_STUDENT = StudentConfig(
+    backbone="mobilenet_v3_small",
+    backbone_weights="none",
+    neck_width=16,
+    rpn_samples=32,
+    roi_samples=16,
+    train_proposals=50,
+    eval_proposals=20,
+)
+TINY_TEACHERS = ("tiny_dino", "tiny_clip")
+
+
+def extraction(voc_root: Path, out: Path, **changes: Any) -> ExtractConfig:
+    """The twelve training images, both tiny teachers and views; shards of four and batches of three do not fit."""
+    settings: dict[str, Any] = {
+        "voc_root": voc_root,
+        "voc_sets": ("2007:train",),
+        "out": out,
+        "teachers": TINY_TEACHERS,
+        "shard_samples": 4,
+        "batch_size": 3,
+        "workers": 0,
+        "device": "cpu",
+    }
+    return ExtractConfig(**{**settings, **changes})
+
+
+def small_run(voc_root: Path, folder: Path, name: str = "run", **changes: Any) -> TrainConfig:
+    """Two steps of two images. `changes` replace fields of the run; `recipe` is a dictionary of the recipe's."""
+    recipe = Recipe(**{"epochs": 1, "batch_size": 2, **changes.pop("recipe", {})})
+    settings: dict[str, Any] = {
+        "run_name": name,
+        "voc_root": voc_root,
+        "voc_sets": ("2007:train",),
+        "val_sets": ("2007:val",),
+        "limit": 4,
+        "student": SMALL_STUDENT,
+        "recipe": recipe,
+        "device": "cpu",
+        "workers": 0,
+        "runs_dir": folder / "runs",
+        "checkpoints_dir": folder / "checkpoints",
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def from_store(store: Path, **weights: Any) -> Distillation:
+    return Distillation(source="store", store=store, **weights)
+
+
+def load(records: list[ImageRecord], views: list[View], **settings: Any) -> LoadedBatch:
+    """One batch of the records, each in its view."""
+    images = TrainingImages(records, **settings)
+    return collate_loaded([images.load(SampleKey(index, view, 0)) for index, view in enumerate(views)])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file that two equal stores share: all but who made them, and when."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "provenance.jsonl")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def weights_of(config: TrainConfig, name: str = LATEST) -> dict[str, Tensor]:
+    return load_checkpoint(config.checkpoint_dir / name).student
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two state dicts agree to the last bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_seconds(content: Any) -> Any:
+    """The content of a result or a history without what the clock said."""
+    if isinstance(content, dict):
+        return {k: without_seconds(v) for k, v in content.items() if not k.startswith(("seconds", "data_wait"))}
+    return [without_seconds(item) for item in content] if isinstance(content, list) else content
+
+
+class PulledPlugError(Exception):
+    """Stands for a kill."""
+
+
+def stop_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, after_steps: int = 1) -> None:
+    """Stop training in an epoch (from 1), after so many of its steps."""
+    run_step = Trainer.run_step
+
+    def step(self: Trainer, loaded: LoadedBatch) -> dict[str, Tensor]:
+        if self.step == (epoch - 1) * len(self.batches) + after_steps:
+            raise PulledPlugError
+        return run_step(self, loaded)
+
+    monkeypatch.setattr(Trainer, "run_step", step)

@@ -1,0 +1,193 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pipeline.train
+from data.errors import CheckpointError
+from pipeline.checkpoint import BEST, LATEST, load_checkpoint
+from pipeline.config import TrainConfig
+from pipeline.extract import extract
+from pipeline.train import train
+from tests.pipeline.small_runs import (
+    PulledPlugError,
+    equal,
+    extraction,
+    from_store,
+    small_run,
+    stop_in_epoch,
+    weights_of,
+    without_seconds,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(devkit: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Any]:
+    """An uninterrupted run of two epochs, and its result."""
+    config = run_of(devkit, store, tmp_path_factory.mktemp("whole"))
+    return config, train(config)
+
+
+def run_of(devkit: Path, store: Path, folder: Path) -> TrainConfig:
+    return small_run(
+        devkit, folder, recipe={"epochs": 2, "batch_size": 1, "jitter": 0.2}, limit=2, distillation=from_store(store)
+    )
+
+
+def killed(devkit: Path, store: Path, folder: Path, epoch: int) -> TrainConfig:
+    config = run_of(devkit, store, folder)
+    with pytest.MonkeyPatch.context() as patched:
+        stop_in_epoch(patched, epoch)
+        with pytest.raises(PulledPlugError):
+            train(config)
+    return config
+
+
+class TestResuming:
+    def test_a_killed_run_ends_like_an_uninterrupted_one(
+        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any]
+    ) -> None:
+        config = killed(devkit, store, tmp_path, 2)
+        assert load_checkpoint(config.checkpoint_dir / LATEST).epoch == 1
+        assert not (config.run_dir / "result.json").exists()
+        torch.manual_seed(1)
+        result = train(config, resume=True)
+        for name in (LATEST, BEST):
+            assert equal(weights_of(config, name), weights_of(whole[0], name))
+        folders = {"runs_dir", "checkpoints_dir"}
+        expected, found = (without_seconds(r) for r in (whole[1], result))
+        for content in (expected, found):
+            for name in folders:
+                content["config"].pop(name)
+        assert found == expected
+        history = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+        assert without_seconds(history) == without_seconds(
+            [json.loads(line) for line in (whole[0].run_dir / "metrics.jsonl").read_text().splitlines()]
+        )
+
+    def test_a_run_killed_in_its_first_epoch_starts_anew(
+        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any]
+    ) -> None:
+        config = killed(devkit, store, tmp_path, 1)
+        train(config, resume=True)
+        assert equal(weights_of(config), weights_of(whole[0]))
+
+    def test_lines_beyond_the_last_checkpoint_are_dropped(
+        self, devkit: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A kill between an epoch's line in metrics.jsonl and its checkpoint."""
+        config = run_of(devkit, store, tmp_path)
+
+        def die(*_: Any) -> None:
+            raise PulledPlugError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.train, "save_checkpoint", die)
+            with pytest.raises(PulledPlugError):
+                train(config)
+        assert len((config.run_dir / "metrics.jsonl").read_text().splitlines()) == 1
+        train(config, resume=True)
+        lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+    def test_the_best_weights_outlive_a_kill_between_the_two_checkpoints(
+        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = run_of(devkit, store, tmp_path)
+        save, calls = pipeline.train.save_checkpoint, []
+
+        def save_once(*args: Any) -> None:
+            if calls:
+                raise PulledPlugError
+            calls.append(1)
+            save(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.train, "save_checkpoint", save_once)
+            with pytest.raises(PulledPlugError):
+                train(config)
+        train(config, resume=True)
+        assert equal(weights_of(config, BEST), weights_of(whole[0], BEST))
+        assert load_checkpoint(config.checkpoint_dir / BEST).epoch == whole[1]["best"]["epoch"]
+
+    def test_a_finished_run_is_only_told_again(self, whole: tuple[TrainConfig, Any]) -> None:
+        config, result = whole
+        before = weights_of(config)
+        assert without_seconds(train(config, resume=True)) == without_seconds(result)
+        assert equal(weights_of(config), before)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"seed": 5}, "seed: stored 0, found 5"),
+            ({"limit": 4}, "limit: stored 2, found 4"),
+            ({"recipe": {"epochs": 3, "batch_size": 1, "jitter": 0.2}}, "recipe.epochs: stored 2, found 3"),
+            ({"recipe": {"epochs": 2, "batch_size": 1}}, "recipe.jitter: stored 0.2, found 0.0"),
+            ({"distillation": {"beta": 2.0}}, "distillation.beta: stored 1.0, found 2.0"),
+        ],
+        ids=str,
+    )
+    def test_other_settings_are_refused_by_their_name(
+        self, store: Path, whole: tuple[TrainConfig, Any], change: dict[str, Any], message: str
+    ) -> None:
+        if "distillation" in change:
+            change = {"distillation": from_store(store, **change["distillation"])}
+        config = whole[0]
+        other = small_run(
+            config.voc_root,
+            config.runs_dir.parent,
+            **{
+                "recipe": {"epochs": 2, "batch_size": 1, "jitter": 0.2},
+                "limit": 2,
+                "distillation": config.distillation,
+                **change,
+            },
+        )
+        with pytest.raises(CheckpointError, match="other settings") as caught:
+            train(other, resume=True)
+        assert f"\n  {message}" in caught.value.message
+        assert caught.value.exit_code == 3
+
+    def test_where_things_are_may_change(
+        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any]
+    ) -> None:
+        config = killed(devkit, store, tmp_path, 2)
+        moved = shutil.copytree(devkit, tmp_path / "elsewhere")
+        distillation = from_store(Path(shutil.copytree(store, tmp_path / "moved.zarr")))
+        update = {"voc_root": Path(moved), "device": "auto", "distillation": distillation}
+        train(config.model_copy(update=update), resume=True)
+        assert equal(weights_of(config), weights_of(whole[0]))
+
+    def test_other_targets_are_refused(self, devkit: Path, tmp_path: Path) -> None:
+        store = extract(extraction(devkit, tmp_path / "s.zarr")).store
+        config = killed(devkit, store, tmp_path, 2)
+        shutil.rmtree(store)
+        extract(extraction(devkit, store, dtype="float32"))
+        with pytest.raises(CheckpointError, match="other teacher targets") as caught:
+            train(config, resume=True)
+        assert caught.value.exit_code == 3
+
+    def test_a_view_that_is_not_read_may_be_added(self, devkit: Path, tmp_path: Path) -> None:
+        store = extract(extraction(devkit, tmp_path / "s.zarr", views=("original",))).store
+        config = small_run(
+            devkit,
+            tmp_path,
+            recipe={"epochs": 2, "batch_size": 1, "flip": 0.0},
+            limit=2,
+            distillation=from_store(store),
+        )
+        with pytest.MonkeyPatch.context() as patched:
+            stop_in_epoch(patched, 2)
+            with pytest.raises(PulledPlugError):
+                train(config)
+        extract(extraction(devkit, store))
+        assert train(config, resume=True)["steps"] == 4
+
+    def test_a_run_that_is_not_there_cannot_be_resumed(self, devkit: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="no such checkpoint") as caught:
+            train(small_run(devkit, tmp_path), resume=True)
+        assert caught.value.exit_code == 3
+        assert list(tmp_path.iterdir()) == []
