@@ -12,7 +12,7 @@ demo: $(VENV)/.runtime     ## the whole pipeline on a synthetic devkit
 	$(BIN)/python cli.py demo
 
 test: $(VENV)/.dev         ## the suite, without what is marked slow
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/.dev        ## style, types, import rules
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Fixtures that more than one package's tests use, and settings that make every run the same."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: one thread is as fast for tensors this small, and sums come out the same.
@@ -14,6 +16,15 @@ from data.synthetic import make_devkit
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _denormals_as_they_were() -> Iterator[None]:
+    """Undo what `choose_device` sets for the whole process: hypothesis refuses to draw floats without denormals."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
