@@ -205,6 +205,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         trainer.restore(latest)
     for path in (config.run_dir, config.checkpoint_dir):
         path.mkdir(parents=True, exist_ok=True)
+    say(f"run {config.run_name}: {len(records)} images, {trainer.total_steps} steps on {device}")
     return _Run(trainer, val_records, test_records, [] if latest is None else list(latest.history)).finish()
 
 
