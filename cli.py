@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import click
 from data.errors import TeachOnceError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-EXISTING = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 class Verb(click.Command):
@@ -100,7 +101,7 @@ def weight_paths(_: click.Context, __: click.Parameter, values: tuple[str, ...])
 
 
 VOC_ROOT = click.option(
-    "--voc-root", type=EXISTING, default="data/VOCdevkit", show_default=True, help="Folder that holds VOC2007."
+    "--voc-root", type=PATH, default="data/VOCdevkit", show_default=True, help="Folder that holds VOC2007."
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 WORKERS = click.option("--workers", type=click.IntRange(0), help="Decoding processes; chosen to fit when not given.")
@@ -115,7 +116,7 @@ UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, 
 @options(
     VOC_ROOT,
     click.option("--voc-set", "voc_sets", multiple=True, default=["2007:train"], show_default=True, help="Image set."),
-    click.option("--out", type=EXISTING, default="data/teachers.zarr", show_default=True, help="The store."),
+    click.option("--out", type=PATH, default="data/teachers.zarr", show_default=True, help="The store."),
     click.option(
         "--teacher",
         "teachers",
@@ -178,7 +179,7 @@ TRAIN_OPTIONS = options(
     click.option("--backbone", default="resnet18", show_default=True,
                  help="resnet18, mobilenet_v3_small, vit_tiny or timm:NAME."),
     click.option("--backbone-weights", default="imagenet", show_default=True, help="imagenet, none or a file."),
-    click.option("--cached-teachers", type=EXISTING, is_flag=False, flag_value="data/teachers.zarr",
+    click.option("--cached-teachers", type=PATH, is_flag=False, flag_value="data/teachers.zarr",
                  help="Distil from this store. [data/teachers.zarr when no path follows]"),
     click.option("--distill", is_flag=True, help="Distil from live teachers, for comparison."),
     click.option("--teacher", "teachers", multiple=True, metavar="NAME|KEY=SPEC",
@@ -214,8 +215,8 @@ TRAIN_OPTIONS = options(
     click.option("--eval-final-only", "evaluate", flag_value="final-only", help="Score them only at the end."),
     click.option("--run-name", help="Names the run's folders. [made from backbone, arm and seed]"),
     click.option("--resume", is_flag=True, help="Go on from the last finished epoch of --run-name."),
-    click.option("--runs-dir", type=EXISTING, default="runs", show_default=True),
-    click.option("--checkpoints-dir", type=EXISTING, default="checkpoints", show_default=True),
+    click.option("--runs-dir", type=PATH, default="runs", show_default=True),
+    click.option("--checkpoints-dir", type=PATH, default="checkpoints", show_default=True),
     JSON,
 )  # fmt: skip
 def train(resume: bool, as_json: bool, **flags: Any) -> None:
@@ -241,16 +242,16 @@ def train(resume: bool, as_json: bool, **flags: Any) -> None:
 
 @cli.command("eval")
 @options(
-    click.option("--checkpoint", type=EXISTING, help="A student's checkpoint."),
-    click.option("--detections", type=EXISTING, help="Or: a folder of <prefix>_<class>.txt files."),
+    click.option("--checkpoint", type=PATH, help="A student's checkpoint."),
+    click.option("--detections", type=PATH, help="Or: a folder of <prefix>_<class>.txt files."),
     click.option("--backbone", help="Insist on this backbone."),
-    click.option("--voc-root", type=EXISTING, help="Folder that holds VOC2007. [the checkpoint's, or data/VOCdevkit]"),
+    click.option("--voc-root", type=PATH, help="Folder that holds VOC2007. [the checkpoint's, or data/VOCdevkit]"),
     click.option("--voc-set", "voc_sets", multiple=True, help="Images to score. [the checkpoint's validation set]"),
     click.option("--metric", type=click.Choice(["voc", "voc07"]), default="voc", show_default=True,
                  help="All-point area or 11-point AP."),
-    click.option("--save-detections", type=EXISTING, metavar="DIR", help="Write them in the devkit's format."),
+    click.option("--save-detections", type=PATH, metavar="DIR", help="Write them in the devkit's format."),
     click.option("--visualize", type=click.IntRange(0), default=0, metavar="N", help="Draw N images."),
-    click.option("--out", type=EXISTING, default="pictures", show_default=True, help="Folder of the pictures."),
+    click.option("--out", type=PATH, default="pictures", show_default=True, help="Folder of the pictures."),
     WORKERS,
     DEVICE,
     JSON,
@@ -277,12 +278,12 @@ def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: boo
 
 @cli.command("inspect-cache")
 @options(
-    click.argument("store", type=EXISTING),
+    click.argument("store", type=PATH),
     JSON,
     click.option("--verify", is_flag=True, help="Read every byte; compare checksums and digests."),
     click.option("--sample", metavar="ID", help="Draw this sample's features, as VOC2007/000005."),
-    click.option("--heatmap", type=EXISTING, metavar="PNG", help="Where to."),
-    click.option("--voc-root", type=EXISTING, help="Draw its image beside them."),
+    click.option("--heatmap", type=PATH, metavar="PNG", help="Where to."),
+    click.option("--voc-root", type=PATH, help="Draw its image beside them."),
 )
 def inspect_cache(
     store: Path, as_json: bool, verify: bool, sample: str | None, heatmap: Path | None, voc_root: Path | None
@@ -309,7 +310,7 @@ def inspect_cache(
 
 @cli.command()
 @options(
-    click.option("--out", type=EXISTING, default="demo", show_default=True, help="Folder of everything it makes."),
+    click.option("--out", type=PATH, default="demo", show_default=True, help="Folder of everything it makes."),
     DEVICE,
 )
 def demo(out: Path, device: str) -> None:
@@ -342,7 +343,7 @@ def debug_batch(**flags: Any) -> None:
 
 @cli.command("make-synthetic-voc")
 @options(
-    click.argument("folder", type=EXISTING),
+    click.argument("folder", type=PATH),
     click.option("--train", "num_train", type=click.IntRange(1), default=64, show_default=True),
     click.option("--val", "num_val", type=click.IntRange(0), default=32, show_default=True),
     click.option("--test", "num_test", type=click.IntRange(0), default=0, show_default=True),
@@ -397,7 +398,8 @@ def print_rich(*renderables: Any) -> None:
     """Print tables to stdout, at the terminal's width or 80 columns off one."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 80)
+    # No markup: a path may well hold square brackets.
+    console = Console(width=None if sys.stdout.isatty() else 80, markup=False)
     for renderable in renderables:
         if isinstance(renderable, str):
             click.echo(renderable)  # unwrapped: paths and commands are there to be copied
@@ -407,6 +409,9 @@ def print_rich(*renderables: Any) -> None:
 
 def main() -> int:
     """Run the command line and return the exit code."""
+    # Before torch loads OpenMP: threads that wait give their core up soon, so that runs beside each other do not spin
+    # against each other (docs/decisions/0007).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         result = cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -9,7 +9,7 @@ TeachOnceError            1  operational failure
 ├── DetectionsError       1  a detections folder or file that cannot be scored
 ├── WeightsError          1  trained weights that can neither be found here nor fetched
 ├── TeacherError          1  a teacher that cannot be built: weights that do not fit it
-├── TrainingError         1  training that cannot go on: non-finite loss, no sample left
+├── TrainingError         1  training that cannot go on: non-finite loss or gradient, a checkpoint that cannot be saved
 ├── StoreWriteError       1  the store cannot be written: disk full, no permission, read-only
 │   └── StoreLockedError  1  another process is writing this store
 ├── StoreError            3  the store cannot serve what was asked
@@ -80,7 +80,7 @@ class TeacherError(TeachOnceError):
 
 
 class TrainingError(TeachOnceError):
-    """Training cannot go on: a non-finite loss, or no sample left."""
+    """Training cannot go on: a loss or gradient that is not finite, or a checkpoint that cannot be saved."""
 
 
 class StoreWriteError(TeachOnceError):

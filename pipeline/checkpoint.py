@@ -24,7 +24,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from data.errors import CheckpointError
+from data.errors import CheckpointError, TrainingError
 from pipeline.config import TrainConfig
 from students.detector import Student, build_student
 
@@ -82,9 +82,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror or error}", hint="free some space"
-        ) from error
+        raise TrainingError(f"{path}: cannot be written: {error.strerror or error}", hint="free some space") from error
 
 
 def load_checkpoint(path: Path, backbone: str | None = None) -> Checkpoint:

@@ -35,7 +35,7 @@ def load_batches(
 
 
 class BatchLoader(Generic[Key, Item, Loaded]):
-    """Iterates batches, raising the first error that a worker met. Made by `load_batches`."""
+    """Iterates batches, raising the first error that a worker met; that ends it. Made by `load_batches`."""
 
     def __init__(
         self,
@@ -57,6 +57,9 @@ class BatchLoader(Generic[Key, Item, Loaded]):
     def __iter__(self) -> Iterator[Loaded]:
         for loaded in self._loader:
             if isinstance(loaded, TeachOnceError):
+                # Whoever keeps the error keeps this frame, and with it the workers: a garbage collection would end
+                # them later, and take five seconds for each.
+                del self._loader
                 raise loaded
             yield loaded
 

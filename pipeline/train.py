@@ -94,7 +94,7 @@ class Trainer:
     def run_epoch(self, loader: BatchLoader[Any, Any, LoadedBatch], epoch: int, recorder: Recorder) -> dict[str, float]:
         """Train one epoch (counted from 0) and return the mean of every loss part over its images.
 
-        Raises TrainingError for a loss that is not finite.
+        Raises TrainingError for a loss or a gradient that is not finite.
         """
         self.batches.epoch = epoch
         self.clock = Clock()
@@ -125,17 +125,21 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(self.config.recipe, self.step, self.total_steps))
         self.optimizer.zero_grad(set_to_none=True)
         total, parts = self.losses(loaded)
-        if not math.isfinite(total.item()):
-            named = {name: round(value.item(), 4) for name, value in parts.items()}
-            raise TrainingError(
-                f"the loss is not finite at step {self.step + 1}: {named}; images {', '.join(loaded.batch.ids)}",
-                hint="lower --learning-rate, or check the images and targets named",
-            )
+        self._refuse_non_finite("loss", total, parts, loaded)
         total.backward()  # type: ignore[no-untyped-call]
         norm = clip_gradients(self._modules(), self.config.recipe.clip_norm)
+        self._refuse_non_finite("gradient norm", norm, parts, loaded)
         self.optimizer.step()
         self.step += 1
         return {"total": total.detach(), **{k: v.detach() for k, v in parts.items()}, "gradient_norm": norm}
+
+    def _refuse_non_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], loaded: LoadedBatch) -> None:
+        if not math.isfinite(value.item()):
+            named = {name: round(part.item(), 4) for name, part in parts.items()}
+            raise TrainingError(
+                f"the {what} is not finite at step {self.step + 1}: {named}; images {', '.join(loaded.batch.ids)}",
+                hint="lower --learning-rate, or check the images and targets named",
+            )
 
     def losses(self, loaded: LoadedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss of a batch and its unweighted parts by name, with gradients."""

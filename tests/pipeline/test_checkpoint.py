@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pipeline.checkpoint
-from data.errors import CheckpointError
+from data.errors import CheckpointError, TrainingError
 from pipeline.checkpoint import BEST, LATEST, Checkpoint, link_latest, load_checkpoint, save_checkpoint
 from students.config import StudentConfig
 from students.detector import build_student
@@ -135,7 +135,7 @@ class TestSaving:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(pipeline.checkpoint.os, "fsync", full)
-        with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        with pytest.raises(TrainingError, match="cannot be written: No space left on device"):
             save_checkpoint(saved, checkpoint())
         assert saved.read_bytes() == before
         assert [path.name for path in saved.parent.iterdir()] == [LATEST]
@@ -164,7 +164,7 @@ class TestSaving:
 
         before = saved.read_bytes()
         monkeypatch.setattr(Path, "open", lambda self, *_: Full(self))
-        with pytest.raises(CheckpointError, match="cannot be written"):
+        with pytest.raises(TrainingError, match="cannot be written"):
             save_checkpoint(saved, checkpoint())
         monkeypatch.undo()
         assert saved.read_bytes() == before
