@@ -165,6 +165,7 @@ def extract_teachers(**flags: Any) -> None:
     cost = ", ".join(f"{key} {seconds:.1f} s" for key, seconds in done.seconds_by_teacher.items())
     click.echo(f"{done.computed} targets computed in {done.seconds:.1f} s ({cost})")
     sets = " ".join(f"--voc-set {name}" for name in config.voc_sets)
+    sets += "" if config.limit is None else f" --limit {config.limit}"
     click.echo(f"next: python cli.py train --voc-root {config.voc_root} {sets} --cached-teachers {config.out}")
 
 
