@@ -257,9 +257,8 @@ class TestExtract:
                    "--teacher", "tiny_clip")  # fmt: skip
         assert done.code == 0
         assert "0 targets computed" in done.out
-        assert (
-            f"next: python cli.py train --voc-root {devkit} --voc-set 2007:train --cached-teachers {store}" in done.out
-        )
+        images = f"--voc-root {devkit} --voc-set 2007:train --limit 4"  # all that the store holds, and no more
+        assert f"next: python cli.py train {images} --cached-teachers {store}" in done.out
         assert "the store is complete" in done.err
 
 
