@@ -126,26 +126,6 @@ def check_teacher_key(key: str) -> None:
         )
 
 
-def array_identity(
-    root: RootManifest,
-    teacher_identity: Json,
-    view: View,
-    array: str,
-    sample_shape: tuple[int, ...],
-    dtype: str,
-) -> dict[str, Json]:
-    """Return everything that determines an array's values, ready for canonical JSON."""
-    return {
-        "dataset": {"samples": root.dataset.samples, "samples_sha256": root.dataset.samples_sha256},
-        "frame": list(root.frame),
-        "teacher": teacher_identity,
-        "view": view,
-        "array": array,
-        "sample_shape": list(sample_shape),
-        "dtype": dtype,
-    }
-
-
 def array_fingerprint(
     root: RootManifest,
     teacher_identity: Json,
@@ -154,8 +134,17 @@ def array_fingerprint(
     sample_shape: tuple[int, ...],
     dtype: str,
 ) -> Sha256:
-    """Return the SHA-256 over an array's identity."""
-    return digest(array_identity(root, teacher_identity, view, array, sample_shape, dtype))
+    """Return the SHA-256 over an array's identity: everything that determines its values."""
+    identity = {
+        "dataset": {"samples": root.dataset.samples, "samples_sha256": root.dataset.samples_sha256},
+        "frame": list(root.frame),
+        "teacher": teacher_identity,
+        "view": view,
+        "array": array,
+        "sample_shape": list(sample_shape),
+        "dtype": dtype,
+    }
+    return digest(identity)
 
 
 def store_fingerprint(array_fingerprints: dict[str, Sha256]) -> Sha256:
