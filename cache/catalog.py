@@ -6,26 +6,16 @@ every fingerprint is computed again.
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cache.canonical import Json
-from cache.files import read_json, read_regular
-from cache.layout import (
-    FORMAT_VERSION,
-    SAMPLES_FILE,
-    TEACHER_KEY,
-    ArrayLayout,
-    group_metadata,
-    text_embeddings_array,
-)
+from cache.layout import FORMAT_VERSION, SAMPLES_FILE, TEACHER_KEY, ArrayLayout, constant_array, group_attributes
 from cache.manifest import (
     RootManifest,
     TeacherManifest,
@@ -33,12 +23,14 @@ from cache.manifest import (
     array_fingerprint,
     store_fingerprint,
 )
+from cache.open_storage import find_storage
 from cache.plan import view_layouts
 from cache.samples import SampleEntry, decode_samples, samples_digest
+from cache.storage import Storage
 from data.errors import StoreCorruptError, StoreIncompleteError, StoreMissingError, StoreStaleError
 from data.geometry import VIEWS, View
 
-_Manifest = TypeVar("_Manifest", bound=BaseModel)
+_Manifest = TypeVar("_Manifest", RootManifest, TeacherManifest, ViewManifest)
 
 
 @dataclass(frozen=True)
@@ -51,11 +43,11 @@ class StoredView:
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """One teacher of a store."""
+    """One teacher of a store. constants: layouts of `text_embeddings` and `pca` where it has them."""
 
     manifest: TeacherManifest
     views: dict[View, StoredView]
-    text_embeddings: ArrayLayout | None
+    constants: dict[str, ArrayLayout]
 
     def view(self, view: View) -> StoredView:
         """Return one view; raises StoreIncompleteError where the store lacks it."""
@@ -71,23 +63,25 @@ class StoredTeacher:
 class Catalog:
     """A store's whole description. Nothing here depends on which shards are committed."""
 
-    path: Path
+    storage: Storage
     root: RootManifest
     teachers: dict[str, StoredTeacher]
+
+    @property
+    def path(self) -> Path:
+        """Where the store lies."""
+        return self.storage.path
 
     @cached_property
     def samples(self) -> list[SampleEntry]:
         """The rows, in order; raises StoreCorruptError where they are not those of the root manifest."""
-        path = self.path / SAMPLES_FILE
-        try:
-            encoded = read_regular(self.path, SAMPLES_FILE)
-        except FileNotFoundError:
-            raise StoreCorruptError(f"{path}: missing") from None
+        path = self.storage.describe(SAMPLES_FILE)
+        encoded = self.storage.samples()
         found = samples_digest(encoded)
         if found != self.root.dataset.samples_sha256:
             expected = self.root.dataset.samples_sha256
             raise StoreCorruptError(f"{path}: expected SHA-256 {expected}, found {found}: the file was edited")
-        samples = decode_samples(encoded, str(path))
+        samples = decode_samples(encoded, path)
         if len(samples) != self.root.dataset.samples:
             raise StoreCorruptError(f"{path}: expected {self.root.dataset.samples} samples, found {len(samples)}")
         return samples
@@ -126,11 +120,6 @@ class Catalog:
         return self.teachers[key]
 
 
-def is_store(path: Path) -> bool:
-    """Return whether something that calls itself a Zarr group lies at the path."""
-    return (path / "zarr.json").is_file()
-
-
 def read_catalog(path: Path) -> Catalog:
     """Return the description of the store at a path.
 
@@ -139,106 +128,89 @@ def read_catalog(path: Path) -> Catalog:
     """
     if sys.byteorder != "little":
         raise StoreStaleError("stores hold little-endian data, which this big-endian machine cannot map")
-    if not is_store(path):
+    storage = find_storage(path)
+    if storage is None:
         raise _missing(path)
-    root = _read_manifest(path, "", RootManifest)
-    teachers = {}
-    for name in _folders(path):
-        if TEACHER_KEY.fullmatch(name):
-            teachers[name] = _read_teacher(path, root, name)
-    return Catalog(path, root, teachers)
+    root = read_manifest(storage, "", RootManifest)
+    keys = [name for name in storage.groups("") if TEACHER_KEY.fullmatch(name)]
+    return Catalog(storage, root, {key: _read_teacher(storage, root, key) for key in keys})
 
 
 def _missing(path: Path) -> StoreMissingError:
-    near = sorted(str(p) for p in path.parent.glob("*.zarr") if is_store(p)) if path.parent.is_dir() else []
+    near = sorted(str(p) for p in path.parent.glob("*.zarr") if find_storage(p)) if path.parent.is_dir() else []
     found = f"; stores beside it: {', '.join(near)}" if near else ""
-    what = "is not a store (it has no zarr.json)" if path.exists() else "does not exist"
+    what = "is not a store (no zarr.json, no HDF5 file)" if path.exists() else "does not exist"
     return StoreMissingError(
         f"{path} {what}{found}",
         hint=f"check the path, or make the store: python cli.py extract-teachers --out {path}",
     )
 
 
-def _read_manifest(store: Path, group: str, kind: type[_Manifest]) -> _Manifest:
-    path = store / group / "zarr.json"
-    metadata = read_json(store, f"{group}/zarr.json" if group else "zarr.json")
-    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+def read_manifest(storage: Storage, group: str, kind: type[_Manifest]) -> _Manifest:
+    """Return the manifest of a group.
+
+    Raises StoreCorruptError for anything but one that was written so, StoreStaleError for a newer format.
+    """
+    where = storage.describe(group)
+    attributes = storage.attributes(group)
     content = attributes.get("teachonce") if isinstance(attributes, dict) else None
-    if not isinstance(content, dict) and group:
-        raise StoreCorruptError(f"{path}: expected the manifest of a part of this store, found none")
     if not isinstance(content, dict):
-        raise StoreMissingError(
-            f"{path}: a Zarr file, but not of a TeachOnce store",
-            hint="give the path of a store that `python cli.py extract-teachers` made",
-        )
-    _refuse_newer(path, content)
+        raise StoreCorruptError(f"{where}: expected the manifest of a part of this store, found none")
+    _refuse_newer(where, content)
     try:
         manifest = kind.model_validate(content)
-        expected = group_metadata(manifest.model_dump(mode="json", exclude_unset=True))
+        expected = group_attributes(manifest.written())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise StoreCorruptError(f"{path}: {where}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise StoreCorruptError(f"{where}: {field}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise StoreCorruptError(f"{path}: {error}") from error
+        raise StoreCorruptError(f"{where}: {error}") from error
     # As a whole: nothing may stand there that nobody reads, and no value may be another than the one written.
-    if metadata != expected:
-        raise StoreCorruptError(f"{path}: the manifest is not the one that was written: it was edited or damaged")
+    if attributes != expected:
+        raise StoreCorruptError(f"{where}: the manifest is not the one that was written: it was edited or damaged")
     return manifest
 
 
-def _refuse_newer(path: Path, manifest: Json) -> None:
+def _refuse_newer(where: str, manifest: Json) -> None:
     version = manifest.get("format_version", FORMAT_VERSION)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise StoreStaleError(
-            f"{path}: expected format version {FORMAT_VERSION}, found the newer {version}",
+            f"{where}: expected format version {FORMAT_VERSION}, found the newer {version}",
             hint="update TeachOnce, or read the store with the version that wrote it",
         )
 
 
-def _read_teacher(store: Path, root: RootManifest, key: str) -> StoredTeacher:
-    folder = store / key
-    manifest = _read_manifest(store, key, TeacherManifest)
+def _read_teacher(storage: Storage, root: RootManifest, key: str) -> StoredTeacher:
+    manifest = read_manifest(storage, key, TeacherManifest)
     if manifest.key != key:
-        raise StoreCorruptError(f"{folder}/zarr.json: expected the manifest of {key!r}, found that of {manifest.key!r}")
-    views = {view: _read_view(store, root, manifest, view) for view in VIEWS if (folder / view).is_dir()}
-    text = None
-    if manifest.text_embeddings_shape is not None:
-        text = text_embeddings_array(key, *manifest.text_embeddings_shape)
-        _check_metadata(store, text)
-    return StoredTeacher(manifest, views, text)
+        raise StoreCorruptError(
+            f"{storage.describe(key)}: expected the manifest of {key!r}, found that of {manifest.key!r}"
+        )
+    present = storage.groups(key)
+    views = {view: _read_view(storage, root, manifest, view) for view in VIEWS if view in present}
+    constants = {name: constant_array(key, name, shape) for name, (shape, _) in manifest.constants.items()}
+    for layout in constants.values():
+        storage.check_array(layout)
+    return StoredTeacher(manifest, views, constants)
 
 
-def _read_view(store: Path, root: RootManifest, teacher: TeacherManifest, view: View) -> StoredView:
-    folder = store / teacher.key / view
-    manifest = _read_manifest(store, f"{teacher.key}/{view}", ViewManifest)
+def _read_view(storage: Storage, root: RootManifest, teacher: TeacherManifest, view: View) -> StoredView:
+    group = f"{teacher.key}/{view}"
+    manifest = read_manifest(storage, group, ViewManifest)
     if manifest.view != view:
-        raise StoreCorruptError(f"{folder}/zarr.json: expected the manifest of view {view}, found {manifest.view}")
+        raise StoreCorruptError(
+            f"{storage.describe(group)}: expected the manifest of view {view}, found {manifest.view}"
+        )
+    features = manifest.arrays.get("features")
     for name, array in manifest.arrays.items():
-        expected = array_fingerprint(root, teacher.identity, view, name, array.sample_shape, array.dtype)
+        expected = array_fingerprint(root, teacher, view, name, array, None if features is None else features.dtype)
         if expected != array.fingerprint:
             raise StoreCorruptError(
-                f"{folder}/{name}: expected fingerprint {expected}, found {array.fingerprint}: a manifest was edited"
+                f"{storage.path}/{group}/{name}: expected fingerprint {expected}, found {array.fingerprint}:"
+                " a manifest was edited"
             )
     layouts = view_layouts(root, teacher.key, manifest)
     for layout in layouts.values():
-        _check_metadata(store, layout)
+        storage.check_array(layout)
     return StoredView(manifest, layouts)
-
-
-def _check_metadata(store: Path, layout: ArrayLayout) -> None:
-    name = f"{layout.path}/zarr.json"
-    if read_json(store, name) != layout.metadata():
-        raise StoreCorruptError(
-            f"{store / name}: is not what the manifests imply: the file was edited or belongs elsewhere"
-        )
-
-
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as found:
-        return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
-
-
-def is_staging_of(name: str, store_name: str) -> bool:
-    """Return whether a sibling's name is that of an unfinished build of the store."""
-    return re.fullmatch(re.escape(store_name) + r"\.new-\d+", name) is not None

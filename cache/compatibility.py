@@ -68,7 +68,8 @@ def refuse_other_view(path: Path, stored: StoredTeacher, asked: ViewManifest) ->
 
 def _arrays(manifest: ViewManifest) -> Json:
     # Without the fingerprints: teacher and images are compared before, and a field says more than a hash.
-    return manifest.model_dump(mode="json", exclude={"arrays": {"__all__": {"fingerprint"}}})["arrays"]
+    hidden = {"arrays": {"__all__": {"fingerprint"}}}
+    return manifest.model_dump(mode="json", exclude_unset=True, exclude=hidden)["arrays"]
 
 
 def _refuse(path: Path, what: str, changed: list[tuple[str, Json, Json]]) -> None:

@@ -2,12 +2,16 @@
 
 Axis legend: N samples, S samples a shard, Gh × Gw patch grid, C channels, K classes, D embedding width.
 
-| array      | [N, …]          | stored as                                                            |
-|------------|-----------------|----------------------------------------------------------------------|
-| features   | [N, Gh, Gw, C]  | sharded: inner chunk = one sample, index with crc32c at the file's end |
-| logits     | [N, K]          | one chunk = one shard's range, padded with fill in the last          |
-| embeddings | [N, D]          | likewise                                                             |
-| moments    | [N, 2, C]       | likewise; each sample's channel sums and sums of squares over its cells |
+| array         | [N, …]         | stored as                                                               |
+|---------------|----------------|-------------------------------------------------------------------------|
+| features      | [N, Gh, Gw, C] | sharded: inner chunk = one sample, index with crc32c at the file's end  |
+| logits        | [N, K]         | one chunk = one shard's range, padded with fill in the last             |
+| embeddings    | [N, D]         | likewise                                                                |
+| moments       | [N, 2, C]      | likewise; each sample's channel sums and sums of squares over its cells |
+| scale_channel | [N, C]         | likewise; only for int8 features                                        |
+| scale_token   | [N, Gh, Gw]    | likewise; only for int8 features                                        |
+
+A teacher's constants, [K, D] `text_embeddings` and [1 + R, C] `pca` (the mean, then R components), are one chunk each.
 
 Every chunk ends in the crc32c of its payload. There is no compressor: what lies on disk is what is mapped.
 """
@@ -33,16 +37,27 @@ TEACHER_KEY = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 RESERVED_KEYS = frozenset({"text_embeddings", "pca", "zarr.json", "samples.jsonl"})
 SAMPLES_FILE = "samples.jsonl"
 TEXT_EMBEDDINGS = "text_embeddings"
+PCA = "pca"
 
 # In the order in which a view's arrays are committed: what is small first, features last.
 DIMENSIONS: dict[str, tuple[str, ...]] = {
     "moments": ("sample", "moment", "channel"),
+    "scale_channel": ("sample", "channel"),
+    "scale_token": ("sample", "row", "column"),
     "logits": ("sample", "class"),
     "embeddings": ("sample", "embedding"),
     "features": ("sample", "row", "column", "channel"),
 }
 SHARDED = frozenset({"features"})
-_FILL: dict[str, Json] = {"float16": "NaN", "float32": "NaN"}
+SCALES = frozenset({"scale_channel", "scale_token"})
+# Arrays that follow from the stored features of their view.
+OF_FEATURES = SCALES | {"moments"}
+# What the constants of a teacher are called along their axes.
+CONSTANT_DIMENSIONS: dict[str, tuple[str, str]] = {
+    TEXT_EMBEDDINGS: ("class", "embedding"),
+    PCA: ("component", "channel"),
+}
+_FILL: dict[str, Json] = {"float16": "NaN", "float32": "NaN", "int8": -128}
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,7 @@ class ArrayLayout:
     """One array's geometry.
 
     path: inside the store, `dinov2_vits14/original/features`.  num_samples: N.  sample_shape: all axes but the first.
-    dtype: `float16` or `float32`.  shard_samples: S.  dimensions: names of all axes.
+    dtype: `float16`, `float32` or `int8`.  shard_samples: S.  dimensions: names of all axes.
     """
 
     path: str
@@ -118,11 +133,13 @@ class ArrayLayout:
 
     def metadata(self) -> dict[str, Json]:
         """Return the array's `zarr.json`: what is written at creation and what the reader insists on."""
-        bytes_and_crc = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        index_codecs: list[Json] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        # Single bytes have no order to name.
+        bytes_and_crc = index_codecs if self.numpy_dtype.itemsize > 1 else [{"name": "bytes"}, {"name": "crc32c"}]
         sharding = {
             "chunk_shape": [1, *self.sample_shape],
             "codecs": bytes_and_crc,
-            "index_codecs": bytes_and_crc,
+            "index_codecs": index_codecs,
             "index_location": "end",
         }
         return {
@@ -151,13 +168,17 @@ def sample_array(
     return ArrayLayout(path, num_samples, sample_shape, dtype, shard_samples, DIMENSIONS[kind], kind in SHARDED)
 
 
-def text_embeddings_array(teacher: str, num_classes: int, width: int) -> ArrayLayout:
-    """Return the layout of a logit teacher's text embeddings, [K, D] float32 in one chunk."""
-    path = f"{teacher}/{TEXT_EMBEDDINGS}"
-    return ArrayLayout(path, num_classes, (width,), "float32", num_classes, ("class", "embedding"), sharded=False)
+def constant_array(teacher: str, name: str, shape: tuple[int, int]) -> ArrayLayout:
+    """Return the layout of one of a teacher's constants, float32 in one chunk."""
+    rows, width = shape
+    return ArrayLayout(f"{teacher}/{name}", rows, (width,), "float32", rows, CONSTANT_DIMENSIONS[name], sharded=False)
 
 
-def group_metadata(manifest: dict[str, Json]) -> dict[str, Json]:
-    """Return a group's `zarr.json` that carries one of our manifests, and the digest that shows an edited one."""
-    attributes = {"teachonce": manifest, "teachonce_sha256": digest(manifest)}
+def group_attributes(manifest: dict[str, Json]) -> dict[str, Json]:
+    """Return a group's attributes: one of our manifests, and the digest that shows an edited one."""
+    return {"teachonce": manifest, "teachonce_sha256": digest(manifest)}
+
+
+def group_metadata(attributes: Json) -> dict[str, Json]:
+    """Return a group's `zarr.json`."""
     return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}

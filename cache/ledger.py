@@ -47,25 +47,31 @@ class LedgerEntry:
         return canonical_json({**content, "crc32c": crc}) + b"\n"
 
 
-def read_ledgers(array_folder: Path) -> tuple[dict[int, LedgerEntry], bool]:
+def read_ledgers(array_folder: Path, *, salvage: bool = False) -> tuple[dict[int, LedgerEntry], bool]:
     """Return an array's committed shards by number, and whether `merge_ledgers` has anything to do.
+
+    salvage: leave out damaged lines, and shards that two lines tell differently.
 
     Raises StoreCorruptError for a damaged line that is not a torn last one, or two differing lines for one shard.
     """
     names = _ledger_names(array_folder)
     entries: dict[int, LedgerEntry] = {}
+    disputed: set[int] = set()
     torn = False
     for name in names:
         try:
-            read, cut_short = _read_ledger(array_folder, name)
+            read, cut_short = _read_ledger(array_folder, name, salvage)
         except FileNotFoundError:  # a writer has just merged it: what it held is in `ledger.jsonl` now
-            return read_ledgers(array_folder)
+            return read_ledgers(array_folder, salvage=salvage)
         torn = torn or cut_short
         for entry in read:
             known = entries.setdefault(entry.shard, entry)
-            if known != entry:
+            if known != entry and not salvage:
                 raise StoreCorruptError(f"{array_folder / name}: two differing lines for shard {entry.shard}")
-    return entries, torn or any(name != LEDGER for name in names)
+            if known != entry:
+                disputed.add(entry.shard)
+    agreed = {shard: entry for shard, entry in entries.items() if shard not in disputed}
+    return agreed, torn or any(name != LEDGER for name in names)
 
 
 def merge_ledgers(array_folder: Path, entries: Iterable[LedgerEntry]) -> None:
@@ -98,22 +104,28 @@ def _ledger_names(array_folder: Path) -> list[str]:
         return sorted(e.name for e in found if e.name == LEDGER or re.fullmatch(r"ledger-.*\.jsonl", e.name))
 
 
-def _read_ledger(array_folder: Path, name: str) -> tuple[list[LedgerEntry], bool]:
-    lines = read_regular(array_folder, name).split(b"\n")
+def _read_ledger(array_folder: Path, name: str, salvage: bool) -> tuple[list[LedgerEntry], bool]:
+    try:
+        lines = read_regular(array_folder, name).split(b"\n")
+    except StoreCorruptError:
+        if salvage:
+            return [], True
+        raise
     cut_short = lines.pop() != b""
     entries: list[LedgerEntry] = []
     for number, line in enumerate(lines, start=1):
-        entry = _parse_line(line)
+        entry = parse_line(line)
         if entry is not None:
             entries.append(entry)
         elif name != LEDGER and number == len(lines) and not cut_short:
             cut_short = True  # appended when the power went: its shard was never committed
-        else:
+        elif not salvage:
             raise StoreCorruptError(f"{array_folder / name}: line {number} is damaged")
     return entries, cut_short
 
 
-def _parse_line(line: bytes) -> LedgerEntry | None:
+def parse_line(line: bytes) -> LedgerEntry | None:
+    """Return the entry of a ledger line without its newline; None for anything but exactly what would be written."""
     try:
         content = json.loads(line)
         shard, first, count, num_bytes = (int(content[key]) for key in ("shard", "first", "count", "bytes"))

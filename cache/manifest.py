@@ -7,6 +7,7 @@ Three records are never mixed: *identity* is what determines the bytes and is ha
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,15 +15,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from cache.canonical import Json, digest
-from cache.layout import DIMENSIONS, RESERVED_KEYS, TEACHER_KEY
+from cache.layout import DIMENSIONS, OF_FEATURES, PCA, RESERVED_KEYS, SCALES, TEACHER_KEY, TEXT_EMBEDDINGS
 from data.geometry import View
 
-StoredDtype = Literal["float16", "float32"]
+StoredDtype = Literal["float16", "float32", "int8"]
 Sha256 = str
 
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def written(self) -> dict[str, Json]:
+        """Return the manifest as it stands in the store: fields that were never set are not there."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Dataset(_Manifest):
@@ -59,17 +64,39 @@ class Probe(_Manifest):
         """Return the probe of a vector [n] float32, kept as base64 of its little-endian bytes."""
         return cls(float32=base64.b64encode(values.astype("<f4").tobytes()).decode("ascii"))
 
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The stored output, [n] float32."""
+        return np.frombuffer(base64.b64decode(self.float32), dtype="<f4")
+
     def cosine(self, values: NDArray[np.float32]) -> float:
         """Return the cosine between the stored output and another [n]; 0 where their lengths differ."""
-        stored = np.frombuffer(base64.b64decode(self.float32), dtype="<f4").astype(np.float64)
+        stored = self.values.astype(np.float64)
         if stored.shape != values.shape:
             return 0.0
         norms = float(np.linalg.norm(stored) * np.linalg.norm(values))
         return float(stored @ values.astype(np.float64)) / norms if norms > 0 else 0.0
 
 
+class PcaManifest(_Manifest):
+    """The basis that a derived teacher's features were projected on: kept as the constant `pca`.
+
+    shape: (1 + R, C), the mean and R components.  fit_samples_sha256: digest of the ids it was fitted on, in row order.
+    explained_variance: share of the variance of those samples' tokens that the R components hold.
+    """
+
+    shape: tuple[PositiveInt, PositiveInt]
+    sha256: Sha256
+    fit_samples: PositiveInt
+    fit_samples_sha256: Sha256
+    explained_variance: float = Field(ge=0, le=1)
+
+
 class TeacherManifest(_Manifest):
-    """One teacher: everything that determines what it says (`identity`), and its probe."""
+    """One teacher: everything that determines what it says (`identity`), and its probe.
+
+    pca: only in a derived store whose features were projected.
+    """
 
     key: str
     identity: dict[str, Any]
@@ -77,19 +104,34 @@ class TeacherManifest(_Manifest):
     probe: Probe
     text_embeddings_shape: tuple[PositiveInt, PositiveInt] | None = None
     text_embeddings_sha256: Sha256 | None = None
+    pca: PcaManifest | None = None
 
     @model_validator(mode="after")
     def _key_is_a_folder_name(self) -> Self:
         check_teacher_key(self.key)
         return self
 
+    @property
+    def constants(self) -> dict[str, tuple[tuple[int, int], Sha256]]:
+        """Shape and SHA-256 of the bytes of each of the teacher's constants, by array name."""
+        found = {}
+        if self.text_embeddings_shape is not None:
+            found[TEXT_EMBEDDINGS] = (self.text_embeddings_shape, self.text_embeddings_sha256 or "")
+        if self.pca is not None:
+            found[PCA] = (self.pca.shape, self.pca.sha256)
+        return found
+
 
 class StoredArray(_Manifest):
-    """One array of a view: what a sample of it looks like."""
+    """One array of a view: what a sample of it looks like.
+
+    source: the fingerprint of the array it was computed from, where `convert-cache` did.
+    """
 
     sample_shape: tuple[int, ...]
     dtype: StoredDtype
     fingerprint: Sha256
+    source: Sha256 | None = None
 
 
 class ViewLayout(_Manifest):
@@ -114,7 +156,18 @@ class ViewManifest(_Manifest):
         for name, array in self.arrays.items():
             if len(array.sample_shape) != len(DIMENSIONS[name]) - 1 or min(array.sample_shape) < 1:
                 raise ValueError(f"{name}: expected axes {DIMENSIONS[name][1:]}, found shape {array.sample_shape}")
+            if array.dtype == "int8" and (name != "features" or not set(self.arrays) >= SCALES):
+                raise ValueError(f"{name}: only features may be int8, and only with {' and '.join(sorted(SCALES))}")
         return self
+
+
+@dataclass(frozen=True)
+class TeacherParts:
+    """All that is written when a teacher is put into a store. constants: float32, by array name."""
+
+    manifest: TeacherManifest
+    constants: dict[str, NDArray[np.float32]]
+    views: dict[View, ViewManifest]
 
 
 def check_teacher_key(key: str) -> None:
@@ -128,22 +181,31 @@ def check_teacher_key(key: str) -> None:
 
 def array_fingerprint(
     root: RootManifest,
-    teacher_identity: Json,
+    teacher: TeacherManifest,
     view: View,
-    array: str,
-    sample_shape: tuple[int, ...],
-    dtype: str,
+    name: str,
+    array: StoredArray,
+    features_dtype: str | None,
 ) -> Sha256:
-    """Return the SHA-256 over an array's identity: everything that determines its values."""
-    identity = {
+    """Return the SHA-256 over an array's identity: everything that determines its values.
+
+    features_dtype: stored dtype of the features of the same view; moments are those of what is stored.
+    """
+    identity: dict[str, Json] = {
         "dataset": {"samples": root.dataset.samples, "samples_sha256": root.dataset.samples_sha256},
         "frame": list(root.frame),
-        "teacher": teacher_identity,
+        "teacher": teacher.identity,
         "view": view,
-        "array": array,
-        "sample_shape": list(sample_shape),
-        "dtype": dtype,
+        "array": name,
+        "sample_shape": list(array.sample_shape),
+        "dtype": array.dtype,
     }
+    if name in OF_FEATURES and features_dtype != "float16":
+        identity["features_dtype"] = features_dtype
+    if array.source is not None:
+        identity["source"] = array.source
+        if teacher.pca is not None and name in {*OF_FEATURES, "features"}:
+            identity["pca"] = teacher.pca.model_dump(mode="json")
     return digest(identity)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import DIMENSIONS, FORMAT_VERSION, ArrayLayout, sample_array
+from cache.layout import DIMENSIONS, FORMAT_VERSION, PCA, TEXT_EMBEDDINGS, ArrayLayout, sample_array
 from cache.manifest import (
     Dataset,
+    PcaManifest,
     Probe,
     RootManifest,
     StoredArray,
@@ -24,13 +26,29 @@ from cache.manifest import (
 from cache.samples import SampleEntry, encode_samples, samples_digest
 from data.geometry import FRAME_SIZE, View
 
+StoreFormat = Literal["zarr", "hdf5"]
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a teacher's arrays follow from those of another store.
+
+    sources: fingerprint of the source array by view and array name; a missing one means that the bytes are the same.
+    basis: [1 + R, C] float32, the mean and the components that features were projected on, with its manifest.
+    """
+
+    sources: dict[View, dict[str, str]]
+    pca: PcaManifest | None = None
+    basis: NDArray[np.float32] | None = None
+
 
 @dataclass(frozen=True)
 class TeacherPlan:
     """One teacher as the store sees it.
 
     outputs: per-sample shape by array name (`features`: (Gh, Gw, C); `logits`: (K,); `embeddings`: (D,)).
-    probe: [n] float32.  text_embeddings: [K, D] float32 of a logit teacher.
+    probe: [n] float32.  text_embeddings: [K, D] float32 of a logit teacher.  feature_dtype, batch_size: where they
+    are not those of the whole plan.
     """
 
     key: str
@@ -39,6 +57,9 @@ class TeacherPlan:
     probe: NDArray[np.float32]
     outputs: dict[str, tuple[int, ...]]
     text_embeddings: NDArray[np.float32] | None = None
+    feature_dtype: StoredDtype | None = None
+    batch_size: int | None = None
+    derivation: Derivation | None = None
 
     def manifest(self) -> TeacherManifest:
         """Return the manifest to write at the teacher's creation."""
@@ -49,20 +70,34 @@ class TeacherPlan:
             untrained=self.untrained,
             probe=Probe.of(self.probe),
             text_embeddings_shape=None if text is None else (text.shape[0], text.shape[1]),
-            text_embeddings_sha256=None if text is None else samples_digest(text.astype("<f4").tobytes()),
+            text_embeddings_sha256=None if text is None else constant_digest(text),
+            **({} if self.derivation is None or self.derivation.pca is None else {"pca": self.derivation.pca}),
         )
 
-    def array_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the per-sample shape of every stored array: the outputs, and moments where there are features."""
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """Return the teacher's constants by array name."""
+        basis = None if self.derivation is None else self.derivation.basis
+        found = {TEXT_EMBEDDINGS: self.text_embeddings, PCA: basis}
+        return {name: values for name, values in found.items() if values is not None}
+
+    def array_shapes(self, features_dtype: StoredDtype) -> dict[str, tuple[int, ...]]:
+        """Return the per-sample shape of every stored array: the outputs, and what goes with features."""
         shapes = dict(self.outputs)
         if "features" in shapes:
-            shapes["moments"] = (2, shapes["features"][-1])
+            rows, columns, channels = shapes["features"]
+            shapes["moments"] = (2, channels)
+            if features_dtype == "int8":
+                shapes["scale_channel"] = (channels,)
+                shapes["scale_token"] = (rows, columns)
         return shapes
 
 
 @dataclass(frozen=True)
 class StorePlan:
-    """The whole store as asked for. batch_size None: reuse what a stored view recorded, else the default."""
+    """The whole store as asked for. batch_size None: reuse what a stored view recorded, else the default.
+
+    format: the container of a new store; one that is there keeps its own.
+    """
 
     sets: tuple[str, ...]
     limit: int | None
@@ -73,6 +108,7 @@ class StorePlan:
     shard_samples: int
     batch_size: int | None
     frame: tuple[int, int] = FRAME_SIZE
+    format: StoreFormat = "zarr"
 
     def root_manifest(self) -> RootManifest:
         """Return the root manifest to write at creation."""
@@ -86,17 +122,36 @@ class StorePlan:
 
     def view_manifest(self, root: RootManifest, teacher: TeacherPlan, view: View, batch_size: int) -> ViewManifest:
         """Return the manifest of one teacher's view."""
+        features_dtype = self.features_dtype(teacher)
+        sources = {} if teacher.derivation is None else teacher.derivation.sources.get(view, {})
         arrays = {}
-        for name, shape in teacher.array_shapes().items():
-            dtype = self.dtype_of(name)
-            fingerprint = array_fingerprint(root, teacher.identity, view, name, shape, dtype)
-            arrays[name] = StoredArray(sample_shape=shape, dtype=dtype, fingerprint=fingerprint)
+        for name, shape in teacher.array_shapes(features_dtype).items():
+            dtype = features_dtype if name == "features" else "float32"
+            source = {"source": sources[name]} if name in sources else {}
+            array = StoredArray(sample_shape=shape, dtype=dtype, fingerprint="", **source)
+            fingerprint = array_fingerprint(root, teacher.manifest(), view, name, array, features_dtype)
+            arrays[name] = array.model_copy(update={"fingerprint": fingerprint})
         layout = ViewLayout(shard_samples=self.shard_samples, batch_size=batch_size)
         return ViewManifest(view=view, arrays=arrays, layout=layout)
 
-    def dtype_of(self, array: str) -> StoredDtype:
-        """Return the stored dtype of an array: the chosen one for features, float32 for all that is small."""
-        return self.feature_dtype if array == "features" else "float32"
+    def features_dtype(self, teacher: TeacherPlan) -> StoredDtype:
+        """Return the stored dtype of a teacher's features; all that is small is float32."""
+        return teacher.feature_dtype or self.feature_dtype
+
+    def planned_bytes(self) -> int:
+        """Return the bytes of all sample arrays of the complete store, without checksums and indices."""
+        sample = 0
+        for teacher in self.teachers:
+            features_dtype = self.features_dtype(teacher)
+            for name, shape in teacher.array_shapes(features_dtype).items():
+                itemsize = np.dtype(features_dtype if name == "features" else "float32").itemsize
+                sample += int(np.prod(shape)) * itemsize
+        return sample * len(self.views) * len(self.samples)
+
+
+def constant_digest(values: NDArray[np.float32]) -> str:
+    """Return the SHA-256 of a constant's little-endian bytes."""
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
 
 
 def view_layouts(root: RootManifest, teacher: str, manifest: ViewManifest) -> dict[str, ArrayLayout]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,16 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.catalog import Catalog, StoredTeacher, read_catalog
-from cache.files import open_regular
-from cache.layout import CRC_BYTES, ArrayLayout
-from cache.ledger import content_digest, read_ledgers
-from cache.shard import read_index
-from data.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreStaleError
+from cache.layout import CRC_BYTES, TEXT_EMBEDDINGS, ArrayLayout
+from cache.ledger import content_digest
+from cache.shard import crc32c
+from cache.storage import ArrayStorage, Storage
+from data.errors import StoreCorruptError, StoreIncompleteError, StoreStaleError
 from data.geometry import View
 
 Array = NDArray[Any]
@@ -40,9 +38,9 @@ class ArrayReader:
     Pickles small (maps are opened again where it arrives); safe to use after a fork; not from two threads at once.
     """
 
-    def __init__(self, store: Path, layout: ArrayLayout, *, check: bool = True) -> None:
-        self.layout = layout
-        self._folder = store / layout.path
+    def __init__(self, storage: ArrayStorage, *, check: bool = True) -> None:
+        self.layout = storage.layout
+        self.storage = storage
         self._check = check
         self._forget()
 
@@ -55,13 +53,13 @@ class ArrayReader:
     def committed(self) -> NDArray[np.bool_]:
         """Which shards were committed when this reader first looked, [num_shards] bool."""
         flags = np.zeros(self.layout.num_shards, dtype=np.bool_)
-        flags[[shard for shard in read_ledgers(self._folder)[0] if 0 <= shard < len(flags)]] = True
+        flags[[shard for shard in self.storage.read_ledger() if 0 <= shard < len(flags)]] = True
         return flags
 
     @property
     def content_digest(self) -> str:
         """The SHA-256 over the merged ledger, so over every committed byte."""
-        return content_digest(read_ledgers(self._folder)[0].values())
+        return content_digest(self.storage.read_ledger().values())
 
     @property
     def num_missing(self) -> int:
@@ -98,7 +96,7 @@ class ArrayReader:
         """Ask the kernel to read the given rows from the disk, in the background; returns at once."""
         for row in rows:
             shard, position = self._place(row)
-            self._mapped(shard).prefetch(position, self.layout)
+            self._mapped(shard).prefetch(position, self.layout.sample_bytes)
 
     def close(self) -> None:
         """Forget every map; views that are still in use keep theirs alive."""
@@ -127,54 +125,49 @@ class ArrayReader:
                 f"{self.layout.path}: samples {first} … {first + count - 1} (shard {shard}) are not committed",
                 hint="run the same extract-teachers command again: it resumes",
             )
-        mapped = self._maps[shard] = _MappedShard(self._folder, self.layout, shard)
+        mapped = self._maps[shard] = _MappedShard(self.storage, shard)
         if len(self._maps) > _MAX_MAPS:
             self._maps.popitem(last=False)
         return mapped
 
     def _check_sample(self, mapped: _MappedShard, shard: int, position: int) -> None:
         first, count = self.layout.shard_range(shard)
-        if not mapped.matches_checksum(position, self.layout):
+        if not mapped.matches_checksum(position):
             raise StoreCorruptError(
                 f"{self.layout.path}: shard {shard}, sample {first + position}: checksum fails", hint=_FIND_DAMAGE
             )
         # Where a shard is one chunk, one checksum vouches for all its samples.
-        checked = slice(first + position, first + position + 1) if self.layout.sharded else slice(first, first + count)
+        checked = slice(first, first + count) if mapped.one_chunk else slice(first + position, first + position + 1)
         self._checked[checked] = True
 
 
 class _MappedShard:
-    """One shard file, mapped read-only, and where its samples lie in it."""
+    """One shard, mapped read-only, and where its samples lie in the map."""
 
-    def __init__(self, array_folder: Path, layout: ArrayLayout, shard: int) -> None:
-        path = array_folder / layout.shard_file(shard)
+    def __init__(self, storage: ArrayStorage, shard: int) -> None:
         try:
-            descriptor = open_regular(array_folder, layout.shard_file(shard))
+            self._map, self._extents = storage.map_shard(shard)
         except FileNotFoundError:
             raise StoreCorruptError(
-                f"{path}: shard {shard} is committed, but its file is missing", hint=_FIND_DAMAGE
+                f"{storage.where(shard)}: shard {shard} is committed, but its file is missing", hint=_FIND_DAMAGE
             ) from None
-        try:
-            self._offsets: list[int] = read_index(descriptor, layout, shard, path).tolist()
-            self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be mapped: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
+        self._samples = self._extents.samples
+        self.one_chunk = self._extents.one_chunk
 
     def sample(self, position: int, layout: ArrayLayout) -> Array:
-        return np.ndarray(layout.sample_shape, layout.numpy_dtype, self._map, self._offsets[position])
+        return np.ndarray(layout.sample_shape, layout.numpy_dtype, self._map, self._samples[position])
 
-    def matches_checksum(self, position: int, layout: ArrayLayout) -> bool:
-        start = self._offsets[position] if layout.sharded else 0
-        chunk = np.frombuffer(self._map, np.uint8, layout.chunk_bytes, start)
-        expected = int.from_bytes(chunk[-CRC_BYTES:].tobytes(), "little")
-        return bool(google_crc32c.value(chunk[:-CRC_BYTES]) == expected)
+    def matches_checksum(self, position: int) -> bool:
+        extents = self._extents
+        number = 0 if extents.one_chunk else position
+        chunk = np.frombuffer(self._map, np.uint8, extents.chunk_bytes, extents.samples[number])
+        stored = self._map[extents.checksums[number] : extents.checksums[number] + CRC_BYTES]
+        return crc32c(chunk) == stored
 
-    def prefetch(self, position: int, layout: ArrayLayout) -> None:
+    def prefetch(self, position: int, num_bytes: int) -> None:
         # The kernel turns this into posix_fadvise(WILLNEED), which would need a descriptor of its own.
-        start = self._offsets[position] // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, start, self._offsets[position] + layout.sample_bytes - start)
+        start = self._samples[position] // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, start, self._samples[position] + num_bytes - start)
 
 
 def _buffer(layout: ArrayLayout, count: int, out: Array | None) -> Array:
@@ -250,7 +243,7 @@ class TeacherStore:
             raise StoreIncompleteError(
                 f"{self.catalog.path}: teacher {teacher} has no {name} (it has {', '.join(layouts)})"
             )
-        return ArrayReader(self.catalog.path, layouts[name], check=self._check)
+        return ArrayReader(self.catalog.storage.array(layouts[name]), check=self._check)
 
     def targets(self, teacher: str, name: str, views: Sequence[View]) -> TargetReader:
         """Return the reader of one array over the given views; raises StoreIncompleteError where one is lacking."""
@@ -259,9 +252,9 @@ class TeacherStore:
     def text_embeddings(self, teacher: str) -> NDArray[np.float32]:
         """Return a logit teacher's text embeddings [K, D]; raises StoreIncompleteError for a teacher without."""
         stored = self.catalog.teacher(teacher)
-        if stored.text_embeddings is None:
+        if TEXT_EMBEDDINGS not in stored.constants:
             raise StoreIncompleteError(f"{self.catalog.path}: teacher {teacher} has no text embeddings")
-        return read_text_embeddings(self.catalog.path, stored)
+        return read_constant(self.catalog.storage, stored, TEXT_EMBEDDINGS)
 
     def channel_statistics(self, teacher: str, rows: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the mean and standard deviation of a teacher's channels, each [C], over all cells of the given rows.
@@ -278,17 +271,16 @@ class TeacherStore:
         return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def read_text_embeddings(store: Path, teacher: StoredTeacher) -> NDArray[np.float32]:
-    """Return the text embeddings [K, D] of a teacher that has some.
+def read_constant(storage: Storage, teacher: StoredTeacher, name: str) -> NDArray[np.float32]:
+    """Return one of the constants that a teacher has, [rows, width]: `text_embeddings` or `pca`.
 
     Raises StoreCorruptError where the file is missing, fails its checksum or is not the manifest's.
     """
-    layout = teacher.text_embeddings
-    assert layout is not None
-    mapped = _MappedShard(store / layout.path, layout, 0)
+    layout = teacher.constants[name]
+    mapped = _MappedShard(storage.array(layout), 0)
     values = np.stack([mapped.sample(row, layout) for row in range(layout.num_samples)])
-    if not mapped.matches_checksum(0, layout):
+    if not all(mapped.matches_checksum(row) for row in range(layout.num_samples)):
         raise StoreCorruptError(f"{layout.path}: checksum fails", hint=_FIND_DAMAGE)
-    if hashlib.sha256(values.tobytes()).hexdigest() != teacher.manifest.text_embeddings_sha256:
-        raise StoreCorruptError(f"{layout.path}: not the text embeddings of the manifest", hint=_FIND_DAMAGE)
+    if hashlib.sha256(values.tobytes()).hexdigest() != teacher.manifest.constants[name][1]:
+        raise StoreCorruptError(f"{layout.path}: not the {name.replace('_', ' ')} of the manifest", hint=_FIND_DAMAGE)
     return values

@@ -1,26 +1,24 @@
-"""One shard file: written with checksums and flushed; opened with its index checked; checked whole."""
+"""What holds for a shard in any container: which data it takes, and how it is checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.files import open_regular, sync_file, sync_folder
-from cache.layout import ABSENT, CRC_BYTES, ArrayLayout
+from cache.layout import CRC_BYTES, ArrayLayout
 from cache.ledger import LedgerEntry
-from data.errors import StoreCorruptError, StoreError
+from cache.storage import ArrayStorage
+from data.errors import StoreError
 
 # The fallback in pure Python is three orders of magnitude slower: no store would be read in time.
 if google_crc32c.implementation != "c":
     raise ImportError("google-crc32c has no compiled implementation here; reinstall it for this platform")
+_HASHED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -29,33 +27,6 @@ class ShardProblem:
 
     sample: int | None
     problem: str
-
-
-def write_shard(
-    array_folder: Path, layout: ArrayLayout, shard: int, data: NDArray[np.generic], temporary: str
-) -> LedgerEntry:
-    """Write one shard to its final name, flushed, and return its ledger line's content; not yet committed.
-
-    data: as for `check_shard_data`, which is the caller's to run.  temporary: name of the file until it is whole, in
-    the array's folder.
-
-    Raises OSError where the disk refuses.
-    """
-    first, count = layout.shard_range(shard)
-    path = array_folder / temporary
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            sha256 = _write_and_hash(file.fileno(), _encode(layout, np.ascontiguousarray(data)))
-            size = os.fstat(file.fileno()).st_size
-            if size != layout.shard_file_bytes(shard):
-                raise OSError(f"{path}: expected {layout.shard_file_bytes(shard)} bytes, found {size} written")
-        path.rename(array_folder / layout.shard_file(shard))
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    sync_folder(array_folder / layout.shard_folder(shard))
-    return LedgerEntry(shard=shard, first=first, count=count, num_bytes=size, sha256=sha256)
 
 
 def check_shard_data(layout: ArrayLayout, shard: int, data: NDArray[np.generic]) -> int | None:
@@ -75,110 +46,53 @@ def check_shard_data(layout: ArrayLayout, shard: int, data: NDArray[np.generic])
     return None if finite.all() else first + int(np.argmin(finite))
 
 
-def _encode(layout: ArrayLayout, data: NDArray[np.generic]) -> Iterator[memoryview | bytes]:
-    if not layout.sharded:
-        padded = np.full(layout.chunk_shape, np.nan, dtype=layout.numpy_dtype)
-        padded[: len(data)] = data
-        yield padded.data.cast("B")
-        yield _crc(padded)
-        return
-    index = np.full((layout.shard_samples, 2), ABSENT, dtype="<u8")
-    for row, sample in enumerate(data):
-        index[row] = row * layout.chunk_bytes, layout.chunk_bytes
-        yield sample.data.cast("B")
-        yield _crc(sample)
-    yield index.data.cast("B")
-    yield _crc(index)
-
-
-def _crc(payload: NDArray[np.generic] | bytes) -> bytes:
+def crc32c(payload: NDArray[np.generic] | bytes) -> bytes:
+    """Return the checksum of a payload as it stands on disk: four bytes, little-endian."""
     return int(google_crc32c.value(payload)).to_bytes(CRC_BYTES, "little")
 
 
-def _write_and_hash(descriptor: int, pieces: Iterator[memoryview | bytes]) -> str:
-    # SHA-256 (1 to 1.5 GB/s) is about as slow as a disk; both release the GIL, so one runs beside the other.
-    sha256 = hashlib.sha256()
-    with ThreadPoolExecutor(max_workers=1) as hasher:
-        for piece in pieces:
-            hasher.submit(sha256.update, piece)
-            view = memoryview(piece)
-            while view.nbytes:
-                view = view[os.write(descriptor, view) :]
-        sync_file(descriptor)
-    return sha256.hexdigest()
-
-
-def read_index(descriptor: int, layout: ArrayLayout, shard: int, where: Path) -> NDArray[np.int64]:
-    """Return the offset of every sample's payload in an open shard file, [count] int64.
-
-    Raises StoreCorruptError unless the file has its exact size, the index its checksum, every committed sample its
-    exact length inside the data, and no two samples overlap.
-    """
-    size, expected = os.fstat(descriptor).st_size, layout.shard_file_bytes(shard)
-    if size != expected:
-        raise StoreCorruptError(f"{where}: expected {expected} bytes, found {size}")
-    first, count = layout.shard_range(shard)
-    if not layout.sharded:
-        return np.arange(count, dtype=np.int64) * layout.sample_bytes
-    tail = os.pread(descriptor, layout.index_bytes + CRC_BYTES, size - layout.index_bytes - CRC_BYTES)
-    if _crc(tail[:-CRC_BYTES]) != tail[-CRC_BYTES:]:
-        raise StoreCorruptError(f"{where}: the shard index fails its checksum")
-    index = np.frombuffer(tail, dtype="<u8", count=layout.shard_samples * 2).reshape(-1, 2)
-    _check_index(index, layout, first, count, where)
-    offsets: NDArray[np.int64] = index[:count, 0].astype(np.int64)
-    return offsets
-
-
-def _check_index(index: NDArray[np.uint64], layout: ArrayLayout, first: int, count: int, where: Path) -> None:
-    absent = (index == ABSENT).all(axis=1)
-    if absent[:count].any():
-        row = first + int(np.argmax(absent[:count]))
-        raise StoreCorruptError(f"{where}: the shard index says that sample {row} was never written")
-    if not absent[count:].all():
-        raise StoreCorruptError(f"{where}: the shard index names samples past the end of the array")
-    length = layout.chunk_bytes
-    expected = np.arange(count, dtype=np.uint64) * np.uint64(length)
-    if (index[:count, 1] != length).any() or not np.array_equal(np.sort(index[:count, 0]), expected):
-        raise StoreCorruptError(f"{where}: the shard index has offsets or lengths that its samples cannot have")
-
-
-def check_shard_file(array_folder: Path, layout: ArrayLayout, entry: LedgerEntry) -> list[ShardProblem]:
+def check_shard(storage: ArrayStorage, entry: LedgerEntry) -> list[ShardProblem]:
     """Return what is wrong with a committed shard as far as its line, size and index show; reads no payload."""
+    layout = storage.layout
     if not 0 <= entry.shard < layout.num_shards:
         return [ShardProblem(None, f"the ledger commits shard {entry.shard} of an array of {layout.num_shards}")]
     first, count = layout.shard_range(entry.shard)
-    expected = (first, count, layout.shard_file_bytes(entry.shard))
+    expected = (first, count, storage.shard_bytes(entry.shard))
     found = (entry.first, entry.count, entry.num_bytes)
     if found != expected:
         return [ShardProblem(None, f"ledger: expected first, count, bytes {expected}, found {found}")]
-    path = array_folder / layout.shard_file(entry.shard)
     try:
-        descriptor = open_regular(array_folder, layout.shard_file(entry.shard))
-        try:
-            read_index(descriptor, layout, entry.shard, path)
-        finally:
-            os.close(descriptor)
+        os.close(storage.open_shard(entry.shard)[0])
     except FileNotFoundError:
         return [ShardProblem(None, "committed, but its file is missing")]
     except StoreError as error:
-        return [ShardProblem(None, error.message.removeprefix(f"{path}: "))]
+        return [ShardProblem(None, error.message.removeprefix(f"{storage.where(entry.shard)}: "))]
     return []
 
 
-def verify_shard(array_folder: Path, layout: ArrayLayout, entry: LedgerEntry) -> list[ShardProblem]:
+def verify_shard(storage: ArrayStorage, entry: LedgerEntry) -> list[ShardProblem]:
     """Return everything wrong with a committed shard: its line, size, index, every sample's checksum, the digest."""
-    problems = check_shard_file(array_folder, layout, entry)
+    problems = check_shard(storage, entry)
     if problems:
         return problems
-    name = layout.shard_file(entry.shard)
-    with os.fdopen(open_regular(array_folder, name), "rb", buffering=0) as file:
-        offsets = read_index(file.fileno(), layout, entry.shard, array_folder / name)
-        for row, offset in enumerate(offsets.tolist() if layout.sharded else [0]):
-            chunk = os.pread(file.fileno(), layout.chunk_bytes, offset)
-            if _crc(chunk[:-CRC_BYTES]) != chunk[-CRC_BYTES:]:
-                sample = entry.first + row if layout.sharded else None
-                what = "the sample" if layout.sharded else "the shard's one chunk"
-                problems.append(ShardProblem(sample, f"{what} fails its checksum"))
-        if not problems and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+    descriptor, extents = storage.open_shard(entry.shard)
+    try:
+        for number, checksum in enumerate(extents.checksums):
+            chunk = os.pread(descriptor, extents.chunk_bytes, extents.samples[number])
+            if crc32c(chunk) != os.pread(descriptor, CRC_BYTES, checksum):
+                what = "the shard's one chunk" if extents.one_chunk else "the sample"
+                row = None if extents.one_chunk else entry.first + number
+                problems.append(ShardProblem(row, f"{what} fails its checksum"))
+        if not problems and _sha256(descriptor, extents.hashed) != entry.sha256:
             problems.append(ShardProblem(None, "the file is not the one that was committed (its SHA-256 differs)"))
+    finally:
+        os.close(descriptor)
     return problems
+
+
+def _sha256(descriptor: int, extents: list[tuple[int, int]]) -> str:
+    sha256 = hashlib.sha256()
+    for start, num_bytes in extents:
+        for offset in range(start, start + num_bytes, _HASHED_AT_ONCE):
+            sha256.update(os.pread(descriptor, min(_HASHED_AT_ONCE, start + num_bytes - offset), offset))
+    return sha256.hexdigest()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cache.canonical import Json
 from cache.catalog import Catalog
-from cache.ledger import content_digest, read_ledgers
+from cache.ledger import content_digest
 from cache.manifest import TeacherManifest
 from cache.verify import Problem
 from data.errors import StoreError
@@ -58,7 +58,7 @@ def _arrays(catalog: Catalog) -> list[dict[str, Json]]:
     rows = []
     for layout in catalog.layouts():
         try:
-            entries = read_ledgers(catalog.path / layout.path)[0]
+            entries = catalog.storage.array(layout).read_ledger()
         except StoreError:
             entries = {}  # `find_problems` says what is wrong with the ledger
         committed = [shard for shard in entries if 0 <= shard < layout.num_shards]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from cache.catalog import Catalog, StoredTeacher
 from cache.layout import ArrayLayout
-from cache.ledger import read_ledgers
-from cache.reader import read_text_embeddings
-from cache.shard import ShardProblem, check_shard_file, verify_shard
+from cache.reader import read_constant
+from cache.shard import ShardProblem, check_shard, verify_shard
 from data.errors import StoreError
 
 
@@ -31,7 +30,7 @@ def find_problems(catalog: Catalog, *, verify: bool, progress: Callable[[int], N
     """
     problems = []
     for teacher in catalog.teachers.values():
-        problems.extend(_text_embeddings_problems(catalog, teacher))
+        problems.extend(_constants_problems(catalog, teacher))
     for layout in catalog.layouts():
         problems.extend(_array_problems(catalog, layout, verify, progress))
     try:
@@ -44,15 +43,15 @@ def find_problems(catalog: Catalog, *, verify: bool, progress: Callable[[int], N
 def _array_problems(
     catalog: Catalog, layout: ArrayLayout, verify: bool, progress: Callable[[int], None]
 ) -> list[Problem]:
-    folder = catalog.path / layout.path
+    storage = catalog.storage.array(layout)
     try:
-        entries, _ = read_ledgers(folder)
+        entries = storage.read_ledger()
     except StoreError as error:
-        return [Problem(layout.path, None, None, error.message.removeprefix(f"{folder}/"))]
+        return [Problem(layout.path, None, None, error.message.removeprefix(f"{catalog.path / layout.path}/"))]
     problems: list[Problem] = []
     for entry in sorted(entries.values(), key=lambda entry: entry.shard):
         try:
-            found = verify_shard(folder, layout, entry) if verify else check_shard_file(folder, layout, entry)
+            found = verify_shard(storage, entry) if verify else check_shard(storage, entry)
         except OSError as error:
             found = [ShardProblem(None, f"cannot be read: {error.strerror}")]
         problems.extend(Problem(layout.path, entry.shard, p.sample, p.problem) for p in found)
@@ -60,12 +59,11 @@ def _array_problems(
     return problems
 
 
-def _text_embeddings_problems(catalog: Catalog, teacher: StoredTeacher) -> list[Problem]:
-    if teacher.text_embeddings is None:
-        return []
-    try:
-        read_text_embeddings(catalog.path, teacher)
-    except StoreError as error:
-        path = teacher.text_embeddings.path
-        return [Problem(path, 0, None, error.message.removeprefix(f"{path}: "))]
-    return []
+def _constants_problems(catalog: Catalog, teacher: StoredTeacher) -> list[Problem]:
+    problems = []
+    for name, layout in teacher.constants.items():
+        try:
+            read_constant(catalog.storage, teacher, name)
+        except StoreError as error:
+            problems.append(Problem(layout.path, 0, None, error.message.removeprefix(f"{layout.path}: ")))
+    return problems

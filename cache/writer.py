@@ -1,14 +1,14 @@
 """Writes a store: creates or resumes it, refuses what does not belong, commits shards.
 
-Arrays commit independently; within a view the small ones go first, features last.
+Arrays commit independently; within a view the small ones go first, features last. Several ranks may write one store:
+rank 0 alone locks, creates, sweeps and merges, and every rank commits a share of the missing ranges.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,21 +16,31 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.canonical import Json, canonical_json
-from cache.catalog import Catalog, StoredTeacher, is_store, read_catalog
+from cache.canonical import Json
+from cache.catalog import Catalog, StoredTeacher, read_catalog
 from cache.compatibility import refuse_other_dataset, refuse_other_teacher, refuse_other_view
-from cache.create import Views, add_teacher, add_view, create_store, sweep
-from cache.files import append_line, writing
+from cache.encoding import decode, encode
+from cache.fidelity import FidelityMeter
+from cache.files import writing
 from cache.layout import ArrayLayout
-from cache.ledger import LedgerEntry, merge_ledgers, read_ledgers
 from cache.lock import exclusive
-from cache.manifest import ViewManifest
+from cache.manifest import RootManifest, TeacherParts, ViewManifest
+from cache.open_storage import builder_for, find_storage
 from cache.plan import StorePlan, TeacherPlan
-from cache.shard import check_shard_data, check_shard_file, write_shard
+from cache.ranks import ALONE, Ranks, by_first
+from cache.repair import Repair, drop_damaged_shards
+from cache.samples import encode_samples
+from cache.shard import check_shard, check_shard_data
+from cache.storage import ArrayStorage, StoreBuilder
+from cache.zarr_mend import mend
+from cache.zarr_storage import ZarrStorage
 from data.errors import StoreCorruptError, StoreWriteError, TeachOnceError
 from data.geometry import View
 
 DEFAULT_BATCH_SIZE = 16
+# Enough for a percentile over tokens, few enough for the meter to stay small.
+_MAX_METERED_SAMPLES = 256
+Dropped = dict[tuple[str, int], str | None]
 
 
 @dataclass(frozen=True)
@@ -48,20 +58,46 @@ class MissingShard:
     arrays: tuple[str, ...]
 
 
-class StoreWriter:
-    """A store held for writing. Made by `open_writer`."""
+@dataclass(frozen=True)
+class _Opened:
+    """What rank 0 found when it opened the store, for every rank. dropped: damaged shards, to be written again."""
 
-    def __init__(self, catalog: Catalog, plan: StorePlan) -> None:
-        self.catalog = catalog
+    catalog: Catalog
+    committed: dict[str, set[int]]
+    dropped: Dropped
+
+
+class StoreWriter:
+    """A store held for writing. Made by `open_writer`.
+
+    repaired: the damaged shards that this process wrote again.
+    """
+
+    def __init__(self, opened: _Opened, plan: StorePlan, ranks: Ranks = ALONE) -> None:
+        self.catalog = opened.catalog
         self.plan = plan
-        self._committed = {layout.path: _recover(catalog.path, layout) for layout in self._layouts()}
+        self.ranks = ranks
+        self.repaired: list[Repair] = []
+        self._dropped = opened.dropped
+        self._committed = {path: set(shards) for path, shards in opened.committed.items()}
+        self._meters: dict[tuple[str, View], FidelityMeter] = {}
+        self._metered: dict[tuple[str, View], int] = {}
+        # The ranges are dealt out once: what this rank commits must not change another's share.
+        ranges = sorted({missing.first for missing in self._all_missing()})
+        self._mine = set(ranges[ranks.rank :: ranks.size])
 
     def batch_size(self, teacher: str, view: View) -> int:
         """Return the recorded batch size: batches lie on a grid that starts anew at each shard."""
         return self.catalog.teacher(teacher).view(view).manifest.layout.batch_size
 
     def missing(self) -> list[MissingShard]:
-        """Return what the plan asks for and the store lacks, shard by shard, so that images are read in order."""
+        """Return what the plan asks for and the store lacks, shard by shard, so that images are read in order.
+
+        Of several ranks, each gets its own share of the ranges.
+        """
+        return [missing for missing in self._all_missing() if missing.first in self._mine]
+
+    def _all_missing(self) -> list[MissingShard]:
         found = []
         for teacher in self.plan.teachers:
             for view in self.plan.views:
@@ -74,191 +110,260 @@ class StoreWriter:
                         found.append(MissingShard(teacher.key, view, shard, first, count, names))
         return sorted(found, key=lambda missing: missing.first)
 
-    def commit(self, missing: MissingShard, outputs: dict[str, NDArray[np.floating]]) -> None:
+    def commit(self, missing: MissingShard, outputs: Mapping[str, NDArray[np.floating]]) -> None:
         """Write and commit one missing shard's arrays.
 
-        outputs: [count, …] float32, or already of the stored dtype, by array name: all that the teacher puts out.
-        Moments are computed here.
+        outputs: [count, …] float16 or float32 by array name: all that the teacher puts out. Moments and scales are
+        computed here.
 
         Raises StoreWriteError naming the image whose values are not finite in the stored dtype, before anything is
         written; StoreWriteError where the disk refuses, and then the array in question lacks the shard and the store
         stays resumable; ValueError for outputs of other shapes.
         """
         layouts = self.catalog.teacher(missing.teacher).view(missing.view).layouts
-        stored = {name: _cast(values, layouts[name]) for name, values in outputs.items()}
-        for name, values in stored.items():
-            self._refuse_non_finite(layouts[name], missing.shard, values)
-        if "features" in stored:
-            stored["moments"] = feature_moments(stored["features"])
+        for name, values in outputs.items():
+            self._refuse_non_finite(layouts[name], missing.first, values)
+        stored = encode(outputs, layouts)
+        if "scale_token" in stored:
+            self._meter(missing, outputs["features"], stored)
+        self.commit_stored(missing, stored)
+
+    def commit_stored(self, missing: MissingShard, stored: Mapping[str, NDArray[np.generic]]) -> None:
+        """Write and commit one missing shard's arrays, given as they are stored; raises as `commit`."""
+        layouts = self.catalog.teacher(missing.teacher).view(missing.view).layouts
+        for name in reversed(layouts):  # features first: what follows from them is told by them
+            row = check_shard_data(layouts[name], missing.shard, stored[name])
+            if row is not None:
+                raise self._not_finite(layouts[name], row)
         for name in missing.arrays:
             self._commit_array(layouts[name], missing.shard, stored[name])
 
-    def _refuse_non_finite(self, layout: ArrayLayout, shard: int, values: NDArray[np.generic]) -> None:
-        row = check_shard_data(layout, shard, values)
-        if row is not None:
-            raise StoreWriteError(
-                f"{layout.path}: {self.plan.samples[row].id} (sample {row}) has values that are not finite in"
-                f" {layout.dtype}",
-                hint="extract in float32 (--dtype float32) into a new store, or check the teacher's weights",
-            )
+    def _refuse_non_finite(self, layout: ArrayLayout, first: int, values: NDArray[np.floating]) -> None:
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if not finite.all():
+            raise self._not_finite(layout, first + int(np.argmin(finite)))
+
+    def _not_finite(self, layout: ArrayLayout, row: int) -> StoreWriteError:
+        return StoreWriteError(
+            f"{layout.path}: {self.plan.samples[row].id} (sample {row}) has values that are not finite in"
+            f" {layout.dtype}",
+            hint="extract in float32 (--dtype float32) into a new store, or check the teacher's weights",
+        )
+
+    def _meter(
+        self, missing: MissingShard, features: NDArray[np.floating], stored: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        """Compare one sample of the range with what a student will read of it."""
+        target, row = (missing.teacher, missing.view), missing.count // 2
+        if self._metered.get(target, 0) < _MAX_METERED_SAMPLES:
+            restored = decode({name: values[row : row + 1] for name, values in stored.items()})
+            self._meters.setdefault(target, FidelityMeter()).update(features[row : row + 1], restored)
+            self._metered[target] = self._metered.get(target, 0) + 1
 
     def _commit_array(self, layout: ArrayLayout, shard: int, values: NDArray[np.generic]) -> None:
-        folder = self.catalog.path / layout.path
-        with writing(str(folder)):
-            entry = write_shard(folder, layout, shard, values, f".tmp-0-{os.getpid()}-{shard}")
-            append_line(folder / "ledger-0.jsonl", entry.line())
-        self._committed[layout.path][shard] = entry
+        storage = self.catalog.storage.array(layout)
+        with writing(storage.where(shard)):
+            entry = storage.write_shard(shard, values, self.ranks.rank)
+            storage.append_to_ledger(entry, self.ranks.rank)
+        self._committed[layout.path].add(shard)
+        if (layout.path, shard) in self._dropped:
+            was = self._dropped[layout.path, shard]
+            self.repaired.append(Repair(layout.path, shard, was, entry.sha256))
 
-    def note_provenance(self, teacher: str, view: View, facts: dict[str, Json]) -> None:
-        """Append one line to the provenance of every array of a view: who, when, with what, at what cost."""
-        line = canonical_json({"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}) + b"\n"
-        for layout in self.catalog.teacher(teacher).view(view).layouts.values():
-            path = self.catalog.path / layout.path / "provenance.jsonl"
-            with writing(str(path)):
-                append_line(path, line)
+    def note_provenance(self, teacher: str, view: View, facts: Mapping[str, Json]) -> None:
+        """Append one note to the provenance of every array of a view: who, when, with what, at what cost.
 
-    def finish(self) -> None:
-        """Merge the ledgers: each array's `ledger.jsonl` then holds all its lines, sorted."""
-        for layout in self._layouts():
-            folder = self.catalog.path / layout.path
-            with writing(str(folder)):
-                entries, to_merge = read_ledgers(folder)
-                if to_merge:
-                    merge_ledgers(folder, entries.values())
+        To the given facts come the fidelity of int8 features and the shards that were repaired with other bytes.
+        """
+        meter = self._meters.get((teacher, view))
+        for name, layout in self.catalog.teacher(teacher).view(view).layouts.items():
+            note = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+            if name == "features" and meter is not None:
+                note["fidelity"] = meter.result().model_dump()
+            repaired = [repair for repair in self.repaired if repair.array == layout.path]
+            if repaired:
+                note["repaired"] = [{"shard": r.shard, "was": r.sha256_was, "is": r.sha256_is} for r in repaired]
+            with writing(f"{self.catalog.path}: provenance of {layout.path}"):
+                self.catalog.storage.array(layout).append_provenance(note)
 
-    def _layouts(self) -> Iterator[ArrayLayout]:
-        for teacher in self.plan.teachers:
-            for view in self.plan.views:
-                yield from self.catalog.teacher(teacher.key).view(view).layouts.values()
+    def settle(self) -> None:
+        """Merge the ledgers of the plan's arrays: each then holds all its lines, sorted. Rank 0's alone to do."""
+        for storage in _storages(self.catalog, self.plan):
+            with writing(storage.layout.path):
+                storage.settle_ledger()
 
 
 @contextmanager
-def open_writer(path: Path, plan: StorePlan) -> Iterator[StoreWriter]:
+def open_writer(
+    path: Path,
+    plan: StorePlan,
+    *,
+    ranks: Ranks = ALONE,
+    repair: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[StoreWriter]:
     """Hold the store at a path for writing: created where there is none, else resumed, teachers and views added.
+
+    ranks: the processes that write it together; all of them open it with equal arguments.  repair: verify what is
+    committed first and take back the commit of damaged shards, so that they are missing again.  progress: told the
+    bytes of every shard that this verification has read.
 
     Raises StoreLockedError where another process writes it, StoreStaleError naming every field in which a stored
     identity or layout differs from the plan's, StoreCorruptError where committed bytes are damaged, StoreWriteError
-    where the disk refuses or the path cannot be a store's.
+    where the disk refuses or the path cannot be a store's; on every rank what rank 0 met.
     """
+    path = _checked(path)
+    with ExitStack() as held:
+
+        def opening() -> _Opened:
+            held.enter_context(exclusive(path))
+            with writing(str(path)):
+                return _open(path, plan, repair, progress)
+
+        writer = StoreWriter(by_first(ranks, opening), plan, ranks)
+        try:
+            yield writer
+        except BaseException as error:
+            with suppress(TeachOnceError):  # a full disk must not hide what went wrong first
+                _leave(writer, path, f"{type(error).__name__}: {error}")
+            raise
+        _leave(writer, path, None)
+
+
+def _checked(path: Path) -> Path:
     if path.name in ("", ".."):
         raise StoreWriteError(
             f"{path}: expected a folder to create, found one that is there", hint="give the store a name"
         )
-    if path.is_symlink():
-        path = path.resolve()  # one lock, and one place to build, whatever name the store is called by
-    with exclusive(path):
+    # One lock, and one place to build, whatever name the store is called by.
+    return path.resolve() if path.is_symlink() else path
+
+
+def _open(path: Path, plan: StorePlan, repair: bool, progress: Callable[[int], None]) -> _Opened:
+    storage = find_storage(path)
+    builder = builder_for(path, storage, plan.format)
+    builder.sweep()
+    try:
+        if storage is None:
+            _create(path, plan, builder)
+        else:
+            if repair and isinstance(storage, ZarrStorage):
+                mend(storage, plan.root_manifest(), encode_samples(plan.samples), _all_parts(plan))
+            _extend(path, plan, builder)
+    except BaseException:
+        with suppress(OSError):  # what cannot be swept now is swept by the next run
+            builder.sweep()
+        raise
+    catalog = read_catalog(path)
+    for layout in catalog.layouts():
+        catalog.storage.array(layout).sweep()
+    storages = list(_storages(catalog, plan))
+    dropped = drop_damaged_shards(storages, progress) if repair else {}
+    committed = {storage.layout.path: _recover(catalog, storage) for storage in storages}
+    return _Opened(catalog, committed, dropped)
+
+
+def _leave(writer: StoreWriter, path: Path, failure: str | None) -> None:
+    """Merge once all ranks are done; where one failed, the others fail too, after the merge."""
+    try:
+        failures = writer.ranks.exchange(failure)
+    finally:
+        if writer.ranks.rank == 0:
+            writer.settle()
+    if writer.ranks.rank == 0:
+        complete = all(_is_complete(storage) for storage in map(writer.catalog.storage.array, writer.catalog.layouts()))
         with writing(str(path)):
-            sweep(path, [])
-            try:
-                if is_store(path):
-                    _extend(path, plan)
-                else:
-                    _create(path, plan)
-            except BaseException:
-                with suppress(OSError):  # what cannot be swept now is swept by the next run
-                    sweep(path, [])
-                raise
-            catalog = read_catalog(path)
-            sweep(path, catalog.layouts())
-        writer = StoreWriter(catalog, plan)
-        with writing(str(path)):
-            writer.finish()
-        try:
-            yield writer
-        except BaseException:
-            with suppress(TeachOnceError):  # a full disk must not hide what went wrong first
-                writer.finish()
-            raise
-        writer.finish()
+            builder_for(path, writer.catalog.storage, writer.plan.format).finish(complete=complete)
+    writer.ranks.exchange(None)
+    others = [f"rank {rank}: {said}" for rank, said in enumerate(failures) if said is not None]
+    if others and failure is None:
+        raise StoreWriteError(
+            f"{path}: {'; '.join(others)}", hint="what was committed is intact: run the same command again to resume"
+        )
 
 
-def feature_moments(features: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return each sample's channel sums and sums of squares over its cells, [n, 2, C] float32.
-
-    features: [n, Gh, Gw, C] as stored, so that the statistics are those of what a student will read.
-    """
-    cells = features.reshape(len(features), -1, features.shape[-1])
-    moments = np.empty((len(features), 2, features.shape[-1]), dtype="<f4")
-    for row, sample in enumerate(cells):  # one at a time: a float64 copy of a whole shard would be 180 MB
-        values = sample.astype(np.float64)
-        moments[row, 0] = values.sum(axis=0)
-        moments[row, 1] = np.einsum("ij,ij->j", values, values)
-    return moments
+def _is_complete(storage: ArrayStorage) -> bool:
+    return len(storage.read_ledger()) == storage.layout.num_shards
 
 
-def _cast(values: NDArray[np.floating], layout: ArrayLayout) -> NDArray[np.generic]:
-    with np.errstate(over="ignore"):  # an overflow becomes infinite, which the shard writer refuses by sample
-        return values.astype(layout.numpy_dtype, copy=False)
+def _storages(catalog: Catalog, plan: StorePlan) -> Iterator[ArrayStorage]:
+    for teacher in plan.teachers:
+        for view in plan.views:
+            for layout in catalog.teacher(teacher.key).view(view).layouts.values():
+                yield catalog.storage.array(layout)
 
 
-def _create(path: Path, plan: StorePlan) -> None:
-    root = plan.root_manifest()
-    batch_size = plan.batch_size or DEFAULT_BATCH_SIZE
-    views: dict[str, Views] = {
-        t.key: {v: plan.view_manifest(root, t, v, batch_size) for v in plan.views} for t in plan.teachers
+def _parts(plan: StorePlan, root: RootManifest, teacher: TeacherPlan, stored: StoredTeacher | None) -> TeacherParts:
+    views = {
+        view: plan.view_manifest(root, teacher, view, _batch_size(plan, teacher, stored, view)) for view in plan.views
     }
+    return TeacherParts(teacher.manifest(), teacher.constants(), views)
+
+
+def _all_parts(plan: StorePlan) -> list[TeacherParts]:
+    root = plan.root_manifest()
+    return [_parts(plan, root, teacher, None) for teacher in plan.teachers]
+
+
+def _create(path: Path, plan: StorePlan, builder: StoreBuilder) -> None:
     _check_space(path, plan)
-    create_store(path, plan, root, views)
+    builder.create(plan.root_manifest(), encode_samples(plan.samples), _all_parts(plan))
 
 
-def _extend(path: Path, plan: StorePlan) -> None:
+def _extend(path: Path, plan: StorePlan, builder: StoreBuilder) -> None:
     catalog = read_catalog(path)
     refuse_other_dataset(catalog, plan)
     root = catalog.root
-    new_views: list[tuple[TeacherPlan, ViewManifest]] = []
-    new_teachers: list[tuple[TeacherPlan, Views]] = []
+    new_views: list[tuple[str, ViewManifest]] = []
+    new_teachers: list[TeacherParts] = []
     for teacher in plan.teachers:
         stored = catalog.teachers.get(teacher.key)
         if stored is not None:
             refuse_other_teacher(path, stored, teacher)
-        views = {view: plan.view_manifest(root, teacher, view, _batch_size(plan, stored, view)) for view in plan.views}
+        parts = _parts(plan, root, teacher, stored)
         if stored is None:
-            new_teachers.append((teacher, views))
+            new_teachers.append(parts)
             continue
-        for manifest in views.values():
+        for manifest in parts.views.values():
             refuse_other_view(path, stored, manifest)
-        new_views.extend((teacher, manifest) for view, manifest in views.items() if view not in stored.views)
+        new_views.extend((teacher.key, view) for name, view in parts.views.items() if name not in stored.views)
     # Only now that nothing is refused is anything made.
-    for teacher, manifest in new_views:
-        add_view(path, root, teacher, manifest)
-    for teacher, views in new_teachers:
-        add_teacher(path, root, teacher, views)
+    for key, manifest in new_views:
+        builder.add_view(root, key, manifest)
+    for parts in new_teachers:
+        builder.add_teacher(root, parts)
 
 
-def _batch_size(plan: StorePlan, stored: StoredTeacher | None, view: View) -> int:
+def _batch_size(plan: StorePlan, teacher: TeacherPlan, stored: StoredTeacher | None, view: View) -> int:
     views = {} if stored is None else stored.views
     recorded = views.get(view) or next(iter(views.values()), None)
-    return plan.batch_size or (DEFAULT_BATCH_SIZE if recorded is None else recorded.manifest.layout.batch_size)
+    asked = teacher.batch_size or plan.batch_size
+    return asked or (DEFAULT_BATCH_SIZE if recorded is None else recorded.manifest.layout.batch_size)
 
 
-def _recover(store: Path, layout: ArrayLayout) -> dict[int, LedgerEntry]:
-    folder = store / layout.path
-    entries, _ = read_ledgers(folder)
+def _recover(catalog: Catalog, storage: ArrayStorage) -> set[int]:
+    """Return the committed shards of an array, its ledger settled.
+
+    Raises StoreCorruptError where a committed shard's file is not there, or not of its size and index.
+    """
+    entries = storage.read_ledger()
     for entry in entries.values():
-        for problem in check_shard_file(folder, layout, entry):
+        for problem in check_shard(storage, entry):
             raise StoreCorruptError(
-                f"{layout.path}: shard {entry.shard}: {problem.problem}",
-                hint=f"see all of it: python cli.py inspect-cache {store} --verify; then extract into a new store",
+                f"{storage.layout.path}: shard {entry.shard}: {problem.problem}",
+                hint=f"see all of it: python cli.py inspect-cache {catalog.path} --verify; then write the damaged"
+                " shards again: the same command with --repair",
             )
-    return entries
+    storage.settle_ledger()
+    return set(entries)
 
 
 def _check_space(path: Path, plan: StorePlan) -> None:
-    need = planned_bytes(plan)
+    need = plan.planned_bytes()
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if need > free:
         raise StoreWriteError(
             f"{path}: the store needs {need / 1e9:.1f} GB, but {parent} has {free / 1e9:.1f} GB free",
-            hint="give another --out, fewer views or --limit",
+            hint="give another --out, fewer views, --limit or --dtype int8",
         )
-
-
-def planned_bytes(plan: StorePlan) -> int:
-    """Return the bytes of all sample arrays of the complete store."""
-    sample = sum(
-        int(np.prod(shape)) * np.dtype(plan.dtype_of(name)).itemsize
-        for teacher in plan.teachers
-        for name, shape in teacher.array_shapes().items()
-    )
-    return sample * len(plan.views) * len(plan.samples)

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cache.commit_queue import CommitQueue
 from cache.manifest import StoredDtype, check_teacher_key
 from cache.plan import StorePlan, TeacherPlan
 from cache.samples import SampleEntry
@@ -237,28 +238,23 @@ class _Run:
         for shard in missing:
             by_batch_size[self._writer.batch_size(shard.teacher, shard.view)].append(shard)
         total = sum(shard.count for shard in missing)
-        with ThreadPoolExecutor(max_workers=1) as behind, progress("extracting", total, "targets") as tick:
+        with progress("extracting", total, "targets") as tick, CommitQueue(self._writer) as commits:
             for batch_size, shards in by_batch_size.items():
-                self._fill(shards, batch_size, behind, tick)
+                self._fill(shards, batch_size, commits, tick)
         for target in {(shard.teacher, shard.view) for shard in missing}:
             self._writer.note_provenance(*target, self._provenance(target, missing))
 
-    def _fill(self, missing: list[MissingShard], batch_size: int, behind: ThreadPoolExecutor, tick: Tick) -> None:
+    def _fill(self, missing: list[MissingShard], batch_size: int, commits: CommitQueue, tick: Tick) -> None:
         ranges: dict[tuple[int, int], list[MissingShard]] = defaultdict(list)
         for shard in missing:
             ranges[shard.first, shard.count].append(shard)
         jobs = list(self._jobs(ranges, batch_size))
         loader = load_batches(self._decoder.decode, jobs, _collate_decoded, workers=self._workers, device=self._device)
         decoded = iter(loader)
-        pending: list[Future[None]] = []
         for (first, count), shards in ranges.items():
             outputs = self._shard_outputs(shards, first, count, decoded, tick)
-            # One range may be written while the next is computed: memory holds two ranges, whatever the store's size.
-            _wait(pending)
-            pending = [
-                behind.submit(self._writer.commit, shard, outputs[shard.teacher, shard.view]) for shard in shards
-            ]
-        _wait(pending)
+            for shard in shards:
+                commits.submit(shard, outputs.pop((shard.teacher, shard.view)))
 
     def _jobs(self, ranges: dict[tuple[int, int], list[MissingShard]], batch_size: int) -> Iterator[list[_Job]]:
         for (first, count), shards in ranges.items():
@@ -271,7 +267,7 @@ class _Run:
     ) -> dict[Target, Outputs]:
         outputs: dict[Target, Outputs] = {
             (s.teacher, s.view): {
-                name: np.empty((count, *shape), dtype=self._writer.plan.dtype_of(name))
+                name: np.empty((count, *shape), dtype=self._buffer_dtype(name))
                 for name, shape in self._teachers[s.teacher].output_shapes.items()
             }
             for s in shards
@@ -286,6 +282,10 @@ class _Run:
             done += len(batch.rows)
         return outputs
 
+    def _buffer_dtype(self, name: str) -> str:
+        """Return the dtype in which an output is handed to the writer, which quantises from float32."""
+        return "float16" if name == "features" and self._writer.plan.feature_dtype == "float16" else "float32"
+
     def _run_teacher(self, key: str, view: View, batch: _Decoded, rows: slice, out: Outputs) -> None:
         teacher = self._teachers[key]
         start = time.monotonic()
@@ -298,7 +298,7 @@ class _Run:
                     hint="check the weights; what was committed before is intact",
                 )
             # Cast where it is fast: what cannot be held becomes infinite and is refused by the writer.
-            out[name][rows] = values.to(_TORCH_DTYPES[self._writer.plan.dtype_of(name)]).cpu().numpy()
+            out[name][rows] = values.to(_TORCH_DTYPES[self._buffer_dtype(name)]).cpu().numpy()
         self.seconds[key] += time.monotonic() - start
         self.computed += len(batch.rows)
 
@@ -320,8 +320,3 @@ def _collate_decoded(items: list[tuple[int, dict[tuple[View, TeacherInput], NDAr
     rows = [row for row, _ in items]
     keys = items[0][1]
     return _Decoded(rows, {key: torch.from_numpy(np.stack([images[key] for _, images in items])) for key in keys})
-
-
-def _wait(pending: list[Future[None]]) -> None:
-    for future in pending:
-        future.result()

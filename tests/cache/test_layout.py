@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cache.layout import DIMENSIONS, sample_array, text_embeddings_array
+from cache.layout import DIMENSIONS, constant_array, sample_array
 from cache.manifest import check_teacher_key
 
 FEATURES = sample_array("dino/original/features", 130, (30, 30, 384), "float16", 64)
@@ -28,11 +28,11 @@ def test_shards_cut_the_samples_without_gap() -> None:
 def test_shard_files_have_the_default_chunk_keys() -> None:
     assert FEATURES.shard_file(2) == "c/2/0/0/0"
     assert LOGITS.shard_file(1) == "c/1/0"
-    assert text_embeddings_array("clip", 20, 512).shard_file(0) == "c/0/0"
+    assert constant_array("clip", "text_embeddings", (20, 512)).shard_file(0) == "c/0/0"
 
 
 def test_features_are_committed_last() -> None:
-    assert list(DIMENSIONS) == ["moments", "logits", "embeddings", "features"]
+    assert list(DIMENSIONS) == ["moments", "scale_channel", "scale_token", "logits", "embeddings", "features"]
 
 
 @pytest.mark.parametrize("key", ["dinov2_vits14", "a", "0", "x" * 64, "v1.2-b_c"])

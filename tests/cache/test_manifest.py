@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from cache.canonical import digest
-from cache.manifest import Probe, ViewManifest, array_fingerprint, store_fingerprint
+from cache.manifest import PcaManifest, Probe, StoredArray, ViewManifest, array_fingerprint, store_fingerprint
 
 if TYPE_CHECKING:
     from tests.cache.conftest import TinyStores
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 def fingerprint(stores: TinyStores, **changes: Any) -> str:
     plan = stores.plan(changes.pop("num_samples", 7), **changes.pop("plan", {}))
-    arguments = {
-        "root": plan.root_manifest(),
-        "teacher_identity": {"spec": "a", "layer": 11},
-        "view": "original",
-        "array": "features",
-        "sample_shape": (3, 2, 5),
-        "dtype": "float16",
-    }
-    return array_fingerprint(**{**arguments, **changes})
+    identity = changes.pop("teacher_identity", {"spec": "a", "layer": 11})
+    teacher = stores.teacher("dino", identity=identity).manifest()
+    if "pca" in changes:
+        teacher = teacher.model_copy(update={"pca": changes.pop("pca")})
+    view, name = changes.pop("view", "original"), changes.pop("array", "features")
+    features_dtype = changes.pop("features_dtype", "float16")
+    array = StoredArray(**{"sample_shape": (3, 2, 5), "dtype": "float16", "fingerprint": "", **changes})
+    return array_fingerprint(plan.root_manifest(), teacher, view, name, array, features_dtype)
 
 
 IDENTITY = {
@@ -35,6 +34,7 @@ IDENTITY = {
     "the array": {"array": "embeddings"},
     "the shape": {"sample_shape": (2, 3, 5)},
     "the dtype": {"dtype": "float32"},
+    "what it was computed from": {"source": "0" * 64},
 }
 
 
@@ -54,6 +54,20 @@ NOT_IDENTITY = {
 @pytest.mark.parametrize("changes", NOT_IDENTITY.values(), ids=NOT_IDENTITY)
 def test_what_does_not_determine_the_values_leaves_the_fingerprint(stores: TinyStores, changes: dict[str, Any]) -> None:
     assert fingerprint(stores, **changes) == fingerprint(stores)
+
+
+def test_the_dtype_of_features_changes_the_fingerprint_of_what_follows_from_them(stores: TinyStores) -> None:
+    of_moments = {kind: fingerprint(stores, array="moments", features_dtype=kind) for kind in ("float16", "int8")}
+    assert of_moments["float16"] != of_moments["int8"]
+    assert fingerprint(stores, array="logits") == fingerprint(stores, array="logits", features_dtype="int8")
+
+
+def test_another_pca_basis_changes_the_fingerprint_of_what_was_projected(stores: TinyStores) -> None:
+    def projected(basis_sha256: str) -> str:
+        fit = {"fit_samples": 5, "fit_samples_sha256": "b" * 64, "explained_variance": 0.9}
+        return fingerprint(stores, source="0" * 64, pca=PcaManifest(shape=(3, 5), sha256=basis_sha256, **fit))
+
+    assert projected("a" * 64) != projected("c" * 64)
 
 
 def test_the_stores_fingerprint_is_the_digest_of_its_arrays_fingerprints_by_path() -> None:
@@ -79,6 +93,11 @@ BAD_VIEWS = {
     "no array": ({"arrays": {}}, "found none"),
     "too many axes": ({"arrays": {"logits": {**ARRAY, "sample_shape": [4, 4]}}}, "expected axes"),
     "an empty axis": ({"arrays": {"logits": {**ARRAY, "sample_shape": [0]}}}, "expected axes"),
+    "int8 logits": ({"arrays": {"logits": {**ARRAY, "dtype": "int8"}}}, "only features may be int8"),
+    "int8 without scales": (
+        {"arrays": {"features": {**ARRAY, "sample_shape": [2, 2, 4], "dtype": "int8"}}},
+        "only with scale_channel and scale_token",
+    ),
     "object dtype": ({"arrays": {"logits": {**ARRAY, "dtype": "object"}}}, "dtype"),
     "no shard": ({"layout": {**LAYOUT, "shard_samples": 0}}, "shard_samples"),
     "a vast shard": ({"layout": {**LAYOUT, "shard_samples": 65_537}}, "shard_samples"),

@@ -209,9 +209,9 @@ class TestDamage:
         checked: list[int] = []
         real = cache.reader._MappedShard.matches_checksum
 
-        def counted(mapped: Any, position: int, layout: Any) -> bool:
+        def counted(mapped: Any, position: int) -> bool:
             checked.append(position)
-            return real(mapped, position, layout)
+            return real(mapped, position)
 
         monkeypatch.setattr(cache.reader._MappedShard, "matches_checksum", counted)
         monkeypatch.setattr(cache.reader, "_MAX_MAPS", 1)

@@ -16,9 +16,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
 from cache.catalog import read_catalog
-from cache.layout import ArrayLayout, sample_array, text_embeddings_array
+from cache.layout import ArrayLayout, constant_array, sample_array
 from cache.reader import TeacherStore
-from cache.shard import write_shard
+from cache.zarr_storage import ZarrArray
 
 if TYPE_CHECKING:
     from tests.cache.conftest import TinyStores
@@ -36,17 +36,18 @@ def zarr_array(folder: Path, layout: ArrayLayout) -> zarr.Array[Any]:
         serializer=BytesCodec(endian="little"),
         compressors=[Crc32cCodec()],
         filters=None,
-        fill_value=np.nan,
+        fill_value=-128 if layout.dtype == "int8" else np.nan,
         dimension_names=layout.dimensions,
         config={"write_empty_chunks": True},
     )
 
 
 def write_ours(folder: Path, layout: ArrayLayout, values: np.ndarray[Any, Any]) -> None:
+    storage = ZarrArray(folder, layout)
     for shard in range(layout.num_shards):
         first, count = layout.shard_range(shard)
-        (folder / layout.shard_folder(shard)).mkdir(parents=True)
-        write_shard(folder, layout, shard, values[first : first + count], ".tmp-0")
+        (storage.folder / layout.shard_folder(shard)).mkdir(parents=True)
+        storage.write_shard(shard, values[first : first + count], rank=0)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -69,7 +70,9 @@ SMALL = {
     "logits, one sample": sample_array("t/v/logits", 1, (20,), "float32", 64),
     "moments": sample_array("t/v/moments", 6, (2, 5), "float32", 3),
     "embeddings, fewer than a shard": sample_array("t/v/embeddings", 4, (6,), "float32", 5),
-    "text embeddings": text_embeddings_array("t", 20, 6),
+    "scales of tokens": sample_array("t/v/scale_token", 5, (2, 3), "float32", 3),
+    "text embeddings": constant_array("t", "text_embeddings", (20, 6)),
+    "a PCA basis": constant_array("t", "pca", (5, 8)),
 }
 LAYOUTS = {**FEATURES, **SMALL}
 
@@ -81,7 +84,7 @@ def test_an_arrays_files_are_those_that_zarr_python_writes(layout: ArrayLayout, 
     zarr_array(tmp_path / "theirs", layout)[...] = values
     theirs = files_of(tmp_path / "theirs")
     assert json.loads(theirs.pop("zarr.json")) == layout.metadata()
-    assert files_of(tmp_path / "ours") == theirs
+    assert files_of(tmp_path / "ours" / layout.path) == theirs
 
 
 @settings(max_examples=25)
@@ -89,7 +92,7 @@ def test_an_arrays_files_are_those_that_zarr_python_writes(layout: ArrayLayout, 
     num_samples=st.integers(1, 9),
     shard_samples=st.integers(1, 5),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
-    dtype=st.sampled_from(["float16", "float32"]),
+    dtype=st.sampled_from(["float16", "float32", "int8"]),
     sharded=st.booleans(),
 )
 def test_any_geometry_gives_the_files_that_zarr_python_writes(
@@ -100,7 +103,7 @@ def test_any_geometry_gives_the_files_that_zarr_python_writes(
     dtype: str,
     sharded: bool,
 ) -> None:
-    kind, shape = ("features", grid) if sharded else ("logits", grid[2:])
+    kind, shape = ("features", grid) if sharded or dtype == "int8" else ("logits", grid[2:])
     layout = sample_array(f"t/v/{kind}", num_samples, shape, dtype, shard_samples)
     folder = tmp_path_factory.mktemp("geometry")
     test_an_arrays_files_are_those_that_zarr_python_writes(layout, folder)
@@ -114,8 +117,7 @@ def test_every_metadata_file_of_a_store_is_what_zarr_python_would_write(
 ) -> None:
     store = stores.build(stores.plan(feature_dtype=dtype))
     catalog = read_catalog(store)
-    text = catalog.teachers["clip"].text_embeddings
-    assert text is not None
+    text = catalog.teachers["clip"].constants["text_embeddings"]
     groups = ["", *(f"{key}{view}" for key in catalog.teachers for view in ("", "/original", "/hflip"))]
     layouts = {layout.path: layout for layout in [*catalog.layouts(), text]}
     found = {str(p.parent.relative_to(store)).removeprefix(".") for p in store.rglob("zarr.json")}

@@ -11,7 +11,8 @@ import pytest
 
 from cache.layout import ArrayLayout, sample_array
 from cache.ledger import LedgerEntry
-from cache.shard import check_shard_data, check_shard_file, read_index, verify_shard, write_shard
+from cache.shard import check_shard, check_shard_data, verify_shard
+from cache.zarr_storage import ZarrArray
 from data.errors import StoreCorruptError
 
 FEATURES = sample_array("t/original/features", 5, (2, 2, 3), "float16", 3)
@@ -25,8 +26,16 @@ def values(layout: ArrayLayout) -> np.ndarray[Any, Any]:
 
 def written(folder: Path, layout: ArrayLayout, shard: int = 0) -> LedgerEntry:
     first, count = layout.shard_range(shard)
-    (folder / layout.shard_folder(shard)).mkdir(parents=True)
-    return write_shard(folder, layout, shard, values(layout)[first : first + count], ".tmp-0")
+    (array_of(folder, layout).folder / layout.shard_folder(shard)).mkdir(parents=True)
+    return array_of(folder, layout).write_shard(shard, values(layout)[first : first + count], rank=0)
+
+
+def array_of(folder: Path, layout: ArrayLayout) -> ZarrArray:
+    return ZarrArray(folder, layout)
+
+
+def file_of(folder: Path, layout: ArrayLayout, shard: int = 0) -> Path:
+    return Path(array_of(folder, layout).where(shard))
 
 
 def crc(data: bytes) -> bytes:
@@ -39,13 +48,13 @@ def test_a_shard_is_samples_with_checksums_then_the_index_with_its_own(tmp_path:
     samples = [sample.tobytes() for sample in values(FEATURES)[3:]]
     index = struct.pack("<6Q", 0, CHUNK, CHUNK, CHUNK, 2**64 - 1, 2**64 - 1)
     expected = b"".join(sample + crc(sample) for sample in samples) + index + crc(index)
-    assert (tmp_path / "c/1/0/0/0").read_bytes() == expected
+    assert file_of(tmp_path, FEATURES, 1).read_bytes() == expected
 
 
 def test_a_small_array_is_one_chunk_padded_with_nan(tmp_path: Path) -> None:
     written(tmp_path, LOGITS, shard=1)
     payload = values(LOGITS)[3:].tobytes() + np.full(4, np.nan, "<f4").tobytes()
-    assert (tmp_path / "c/1/0").read_bytes() == payload + crc(payload)
+    assert file_of(tmp_path, LOGITS, 1).read_bytes() == payload + crc(payload)
 
 
 def test_nothing_but_the_shard_is_left(tmp_path: Path) -> None:
@@ -64,10 +73,12 @@ def test_the_temporary_file_goes_when_the_disk_refuses(tmp_path: Path, monkeypat
 
 
 def test_a_file_that_is_already_being_written_is_not_taken_over(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-0").write_bytes(b"of another process")
+    other = array_of(tmp_path, FEATURES).folder / f".tmp-0-{os.getpid()}-0"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of another process")
     with pytest.raises(FileExistsError):
         written(tmp_path, FEATURES)
-    assert (tmp_path / ".tmp-0").read_bytes() == b"of another process"
+    assert other.read_bytes() == b"of another process"
 
 
 BAD_DATA = {
@@ -113,34 +124,31 @@ def write_index(path: Path, numbers: list[int]) -> None:
 
 
 def open_index(folder: Path, layout: ArrayLayout, shard: int = 0) -> list[int]:
-    path = folder / layout.shard_file(shard)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return read_index(descriptor, layout, shard, path).tolist()
-    finally:
-        os.close(descriptor)
+    descriptor, extents = array_of(folder, layout).open_shard(shard)
+    os.close(descriptor)
+    return extents.samples
 
 
 @pytest.mark.parametrize(("numbers", "message"), INDICES.values(), ids=INDICES)
 def test_a_hostile_index_with_a_valid_checksum_is_refused(tmp_path: Path, numbers: list[int], message: str) -> None:
     entry = written(tmp_path, FEATURES)
-    write_index(tmp_path / FEATURES.shard_file(0), numbers)
+    write_index(file_of(tmp_path, FEATURES), numbers)
     with pytest.raises(StoreCorruptError, match=message):
         open_index(tmp_path, FEATURES)
-    (problem,) = check_shard_file(tmp_path, FEATURES, entry)
+    (problem,) = check_shard(array_of(tmp_path, FEATURES), entry)
     assert message in problem.problem
 
 
 def test_a_sample_past_the_arrays_end_is_refused(tmp_path: Path) -> None:
     written(tmp_path, FEATURES, shard=1)
-    write_index(tmp_path / FEATURES.shard_file(1), [0, CHUNK, CHUNK, CHUNK, 0, CHUNK])
+    write_index(file_of(tmp_path, FEATURES, 1), [0, CHUNK, CHUNK, CHUNK, 0, CHUNK])
     with pytest.raises(StoreCorruptError, match="past the end"):
         open_index(tmp_path, FEATURES, shard=1)
 
 
 def test_samples_may_stand_in_any_order(tmp_path: Path) -> None:
     written(tmp_path, FEATURES)
-    write_index(tmp_path / FEATURES.shard_file(0), [2 * CHUNK, CHUNK, 0, CHUNK, CHUNK, CHUNK])
+    write_index(file_of(tmp_path, FEATURES), [2 * CHUNK, CHUNK, 0, CHUNK, CHUNK, CHUNK])
     assert open_index(tmp_path, FEATURES) == [2 * CHUNK, 0, CHUNK]
 
 
@@ -148,7 +156,7 @@ def test_samples_may_stand_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [-1, 1], ids=["cut", "longer"])
 def test_a_file_of_another_size_is_refused(tmp_path: Path, layout: ArrayLayout, change: int) -> None:
     written(tmp_path, layout)
-    path = tmp_path / layout.shard_file(0)
+    path = file_of(tmp_path, layout)
     size = path.stat().st_size
     os.truncate(path, size + change)
     with pytest.raises(StoreCorruptError, match=f"expected {size} bytes, found {size + change}"):
@@ -158,12 +166,12 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path, layout: ArrayLayout, 
 @pytest.mark.parametrize("layout", [FEATURES, LOGITS], ids=["sharded", "one chunk"])
 def test_every_flipped_byte_of_a_shard_is_found_and_the_sample_named(tmp_path: Path, layout: ArrayLayout) -> None:
     entry = written(tmp_path, layout)
-    path = tmp_path / layout.shard_file(0)
+    path = file_of(tmp_path, layout)
     good = path.read_bytes()
-    assert verify_shard(tmp_path, layout, entry) == []
+    assert verify_shard(array_of(tmp_path, layout), entry) == []
     for position in range(len(good)):
         path.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
-        (problem,) = verify_shard(tmp_path, layout, entry)
+        (problem,) = verify_shard(array_of(tmp_path, layout), entry)
         if layout.sharded and position < 3 * CHUNK:
             assert (problem.sample, problem.problem) == (position // CHUNK, "the sample fails its checksum")
         elif layout.sharded:
@@ -174,11 +182,11 @@ def test_every_flipped_byte_of_a_shard_is_found_and_the_sample_named(tmp_path: P
 
 def test_another_file_with_valid_checksums_is_told_by_its_digest(tmp_path: Path) -> None:
     entry = written(tmp_path, FEATURES)
-    data = (tmp_path / FEATURES.shard_file(0)).read_bytes()
+    data = file_of(tmp_path, FEATURES).read_bytes()
     swapped = data[CHUNK : 2 * CHUNK] + data[:CHUNK] + data[2 * CHUNK :]
-    (tmp_path / FEATURES.shard_file(0)).write_bytes(swapped)
-    assert check_shard_file(tmp_path, FEATURES, entry) == []
-    (problem,) = verify_shard(tmp_path, FEATURES, entry)
+    file_of(tmp_path, FEATURES).write_bytes(swapped)
+    assert check_shard(array_of(tmp_path, FEATURES), entry) == []
+    (problem,) = verify_shard(array_of(tmp_path, FEATURES), entry)
     assert "SHA-256 differs" in problem.problem
 
 
@@ -197,5 +205,5 @@ def test_a_ledger_line_that_the_array_cannot_have_is_a_problem(
 ) -> None:
     entry = written(tmp_path, FEATURES)
     line = LedgerEntry(**{**{name: getattr(entry, name) for name in LedgerEntry.__slots__}, **changes})
-    (problem,) = check_shard_file(tmp_path, FEATURES, line)
+    (problem,) = check_shard(array_of(tmp_path, FEATURES), line)
     assert message in problem.problem

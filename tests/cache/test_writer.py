@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 import cache.writer
+import cache.zarr_storage
 from cache.catalog import read_catalog
+from cache.encoding import feature_moments
 from cache.ledger import read_ledgers
 from cache.reader import TeacherStore
 from cache.verify import find_problems
-from cache.writer import DEFAULT_BATCH_SIZE, feature_moments, open_writer, planned_bytes
+from cache.writer import DEFAULT_BATCH_SIZE, open_writer
 from data.errors import StoreCorruptError, StoreLockedError, StoreMissingError, StoreWriteError
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ class TestCreate:
     ) -> None:
         plan = stores.plan()
         # features 30 × 2 bytes, moments 10 × 4, logits 4 × 4, embeddings 6 × 4; two views, seven samples
-        assert planned_bytes(plan) == (60 + 40 + 16 + 24) * 2 * 7
+        assert plan.planned_bytes() == (60 + 40 + 16 + 24) * 2 * 7
         usage = shutil.disk_usage(stores.folder)
         monkeypatch.setattr(cache.writer.shutil, "disk_usage", lambda _: usage._replace(free=1959))
         with pytest.raises(StoreWriteError, match=r"needs 0\.0 GB, but"):
@@ -135,9 +137,9 @@ class TestCommit:
         self, stores: TinyStores, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        real = cache.writer.append_line
+        real = cache.zarr_storage.append_line
         monkeypatch.setattr(
-            cache.writer, "append_line", lambda path, line: (order.append(path.parent.name), real(path, line))
+            cache.zarr_storage, "append_line", lambda path, line: (order.append(path.parent.name), real(path, line))
         )
         stores.build(stores.plan(2, views=["original"]))
         assert order == ["moments", "features", "logits", "embeddings"]

@@ -1,0 +1,68 @@
+"""From a teacher's output to what is stored, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.int8 import dequantise, quantise
+from cache.layout import ArrayLayout
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def encode(
+    outputs: Mapping[str, NDArray[np.floating]], layouts: Mapping[str, ArrayLayout]
+) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a view for a range of samples as they are stored, moments and scales computed.
+
+    outputs: [count, …] float16 or float32 by array name, finite.  layouts: all arrays of the view.
+    """
+    stored = {name: _cast(values, layouts[name]) for name, values in outputs.items() if name != "features"}
+    if "features" in outputs:
+        stored.update(_encode_features(outputs["features"], layouts["features"]))
+    return stored
+
+
+def _encode_features(features: NDArray[np.floating], layout: ArrayLayout) -> dict[str, NDArray[np.generic]]:
+    if layout.dtype != "int8":
+        cast = _cast(features, layout)
+        return {"features": cast, "moments": feature_moments(cast)}
+    stored = quantise(features)._asdict()
+    # One sample at a time: as numbers, a whole shard would be four times what is stored.
+    each = [feature_moments(decode({name: values[row : row + 1] for name, values in stored.items()}))
+            for row in range(len(features))]  # fmt: skip
+    return {**stored, "moments": np.concatenate(each)}
+
+
+def decode(arrays: Arrays) -> NDArray[np.floating]:
+    """Return features as numbers: those of int8 multiplied by their scales, float32; others as they are.
+
+    arrays: `features` of one sample or of several, with `scale_channel` and `scale_token` where they are int8.
+    """
+    features = arrays["features"]
+    if features.dtype != np.int8:
+        return features
+    return dequantise(features, arrays["scale_channel"], arrays["scale_token"])
+
+
+def feature_moments(features: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return each sample's channel sums and sums of squares over its cells, [n, 2, C] float32.
+
+    features: [n, Gh, Gw, C] as stored, so that the statistics are those of what a student will read.
+    """
+    cells = features.reshape(len(features), -1, features.shape[-1])
+    moments = np.empty((len(features), 2, features.shape[-1]), dtype="<f4")
+    for row, sample in enumerate(cells):  # one at a time: a float64 copy of a whole shard would be 180 MB
+        values = sample.astype(np.float64)
+        moments[row, 0] = values.sum(axis=0)
+        moments[row, 1] = np.einsum("ij,ij->j", values, values)
+    return moments
+
+
+def _cast(values: NDArray[np.floating], layout: ArrayLayout) -> NDArray[np.generic]:
+    with np.errstate(over="ignore"):  # an overflow becomes infinite, which the writer refuses by sample
+        return values.astype(layout.numpy_dtype, copy=False)

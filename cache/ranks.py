@@ -1,0 +1,56 @@
+"""Several processes that write one store: what they need of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from data.errors import StoreWriteError, TeachOnceError
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """A process's place among those that write a store together: `rank` of `size`, counted from 0."""
+
+    @property
+    def rank(self) -> int:
+        """The process's number; rank 0 alone locks, creates, sweeps and merges."""
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order; waits until all have come."""
+
+
+class _Alone:
+    """One process writes the store."""
+
+    rank = 0
+    size = 1
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return the one value there is."""
+        return [value]
+
+
+ALONE: Ranks = _Alone()
+
+
+def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Return, on every rank, what the work returned on rank 0, the only one that does it; or raise what it raised."""
+    result, failure = None, None
+    if ranks.rank == 0:
+        try:
+            result = work()
+        except TeachOnceError as error:
+            failure = error
+        except BaseException as error:
+            ranks.exchange((None, StoreWriteError(f"rank 0 failed: {error!r}")))
+            raise
+    said: tuple[T, TeachOnceError | None] = ranks.exchange((result, failure))[0]
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
