@@ -39,6 +39,19 @@ class _Alone:
 ALONE: Ranks = _Alone()
 
 
+def exchange(ranks: Ranks, value: Any) -> list[Any]:
+    """Return every rank's value, in rank order; raises StoreWriteError where another rank is gone."""
+    try:
+        return ranks.exchange(value)
+    except TeachOnceError:
+        raise
+    except Exception as error:  # each means of communication has its own
+        raise StoreWriteError(
+            f"rank {ranks.rank}: another rank is gone ({error})",
+            hint="what was committed is intact: start all ranks again with the same command to resume",
+        ) from error
+
+
 def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
     """Return, on every rank, what the work returned on rank 0, the only one that does it; or raise what it raised."""
     result, failure = None, None
@@ -48,9 +61,9 @@ def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
         except TeachOnceError as error:
             failure = error
         except BaseException as error:
-            ranks.exchange((None, StoreWriteError(f"rank 0 failed: {error!r}")))
+            exchange(ranks, (None, StoreWriteError(f"rank 0 failed: {error!r}")))
             raise
-    said: tuple[T, TeachOnceError | None] = ranks.exchange((result, failure))[0]
+    said: tuple[T, TeachOnceError | None] = exchange(ranks, (result, failure))[0]
     if said[1] is not None:
         raise said[1]
     return said[0]

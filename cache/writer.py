@@ -27,7 +27,7 @@ from cache.lock import exclusive
 from cache.manifest import RootManifest, TeacherParts, ViewManifest
 from cache.open_storage import builder_for, find_storage
 from cache.plan import StorePlan, TeacherPlan
-from cache.ranks import ALONE, Ranks, by_first
+from cache.ranks import ALONE, Ranks, by_first, exchange
 from cache.repair import Repair, drop_damaged_shards
 from cache.samples import encode_samples
 from cache.shard import check_shard, check_shard_data
@@ -266,7 +266,7 @@ def _open(path: Path, plan: StorePlan, repair: bool, progress: Callable[[int], N
 def _leave(writer: StoreWriter, path: Path, failure: str | None) -> None:
     """Merge once all ranks are done; where one failed, the others fail too, after the merge."""
     try:
-        failures = writer.ranks.exchange(failure)
+        failures = exchange(writer.ranks, failure)
     finally:
         if writer.ranks.rank == 0:
             writer.settle()
@@ -274,7 +274,7 @@ def _leave(writer: StoreWriter, path: Path, failure: str | None) -> None:
         complete = all(_is_complete(storage) for storage in map(writer.catalog.storage.array, writer.catalog.layouts()))
         with writing(str(path)):
             builder_for(path, writer.catalog.storage, writer.plan.format).finish(complete=complete)
-    writer.ranks.exchange(None)
+    exchange(writer.ranks, None)
     others = [f"rank {rank}: {said}" for rank, said in enumerate(failures) if said is not None]
     if others and failure is None:
         raise StoreWriteError(

@@ -21,7 +21,7 @@ from cache.plan import view_layouts
 from cache.reader import read_constant
 from cache.zarr_create import metadata_text, write_array, write_constant
 from cache.zarr_storage import ZarrStorage
-from data.errors import StoreError
+from data.errors import StoreError, StoreStaleError
 
 _Manifest = TypeVar("_Manifest", RootManifest, TeacherManifest, ViewManifest)
 
@@ -65,6 +65,8 @@ def _mend_group(storage: ZarrStorage, group: str, planned: _Manifest) -> _Manife
     kind = type(planned)
     try:
         return read_manifest(storage, group, kind)
+    except StoreStaleError:  # of a newer format: sound, and not ours to change
+        raise
     except StoreError:
         attributes = group_attributes(planned.written())
         path = storage.path / group / "zarr.json"
