@@ -130,8 +130,10 @@ UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, 
         "--view", "views", multiple=True, type=click.Choice(["original", "hflip"]), default=["original", "hflip"],
         show_default=True, help="View; repeat for several.",
     ),
-    click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
+    click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True,
                  help="Stored dtype of features."),
+    click.option("--format", type=click.Choice(["zarr", "hdf5"]),
+                 help="Container of a new store. [hdf5 for .h5 and .hdf5, else zarr]"),
     click.option("--shard-samples", type=click.IntRange(1, 65536), default=64, show_default=True,
                  help="Images a shard file holds."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a teacher sees at once; recorded. [16]"),
@@ -140,6 +142,7 @@ UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, 
     WEIGHTS,
     UNTRAINED,
     click.option("--limit", type=click.IntRange(1), help="First N images only."),
+    click.option("--repair", is_flag=True, help="Verify every byte first; write what is damaged again."),
 )  # fmt: skip
 def extract_teachers(**flags: Any) -> None:
     """Run frozen teachers once and store what they say.
@@ -156,6 +159,9 @@ def extract_teachers(**flags: Any) -> None:
     config = ExtractConfig(**flags)
     done = extract(config)
     print_rich(summary_table(inspect_store(config.out, verify=False)))
+    for repair in done.repaired:
+        how = "the same bytes" if repair.same_bytes else "OTHER BYTES than before; noted in its provenance"
+        click.echo(f"repaired {repair.array}, shard {repair.shard}: {how}")
     records = read_voc(config.voc_root, config.voc_sets, config.limit)
     trained = {key: not t.manifest.untrained for key, t in TeacherStore(config.out).catalog.teachers.items()}
     for key, value in logit_teacher_maps(config.out, records).items():

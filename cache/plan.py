@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -152,6 +153,11 @@ class StorePlan:
 def constant_digest(values: NDArray[np.float32]) -> str:
     """Return the SHA-256 of a constant's little-endian bytes."""
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+
+
+def format_of(path: Path) -> StoreFormat:
+    """Return the container that a new store's path asks for by its suffix."""
+    return "hdf5" if path.suffix in (".h5", ".hdf5") else "zarr"
 
 
 def view_layouts(root: RootManifest, teacher: str, manifest: ViewManifest) -> dict[str, ArrayLayout]:

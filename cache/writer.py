@@ -20,7 +20,7 @@ from cache.canonical import Json
 from cache.catalog import Catalog, StoredTeacher, read_catalog
 from cache.compatibility import refuse_other_dataset, refuse_other_teacher, refuse_other_view
 from cache.encoding import decode, encode
-from cache.fidelity import FidelityMeter
+from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import writing
 from cache.layout import ArrayLayout
 from cache.lock import exclusive
@@ -170,16 +170,20 @@ class StoreWriter:
             was = self._dropped[layout.path, shard]
             self.repaired.append(Repair(layout.path, shard, was, entry.sha256))
 
-    def note_provenance(self, teacher: str, view: View, facts: Mapping[str, Json]) -> None:
+    def note_provenance(
+        self, teacher: str, view: View, facts: Mapping[str, Json], *, fidelity: Fidelity | None = None
+    ) -> None:
         """Append one note to the provenance of every array of a view: who, when, with what, at what cost.
 
-        To the given facts come the fidelity of int8 features and the shards that were repaired with other bytes.
+        To the given facts come the shards that were repaired with other bytes and, for features, their fidelity: the
+        given one, else what was measured while int8 features were committed.
         """
-        meter = self._meters.get((teacher, view))
+        if fidelity is None and (teacher, view) in self._meters:
+            fidelity = self._meters[teacher, view].result()
         for name, layout in self.catalog.teacher(teacher).view(view).layouts.items():
             note = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-            if name == "features" and meter is not None:
-                note["fidelity"] = meter.result().model_dump()
+            if name == "features" and fidelity is not None:
+                note["fidelity"] = fidelity.model_dump()
             repaired = [repair for repair in self.repaired if repair.array == layout.path]
             if repaired:
                 note["repaired"] = [{"shard": r.shard, "was": r.sha256_was, "is": r.sha256_is} for r in repaired]
@@ -228,6 +232,15 @@ def open_writer(
                 _leave(writer, path, f"{type(error).__name__}: {error}")
             raise
         _leave(writer, path, None)
+
+
+def refuse_other_images(path: Path, plan: StorePlan) -> None:
+    """Raise StoreStaleError where a store of other images lies at the path: told before any teacher is built.
+
+    Reads nothing but the store's description; raises StoreCorruptError where that contradicts itself.
+    """
+    if find_storage(path) is not None:
+        refuse_other_dataset(read_catalog(path), plan)
 
 
 def _checked(path: Path) -> Path:

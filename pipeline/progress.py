@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,6 +24,18 @@ class Tick(Protocol):
 def say(text: str) -> None:
     """Print one line of progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def in_megabytes(tick: Tick) -> Callable[[int], None]:
+    """Return what advances a progress that counts megabytes by bytes."""
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        before, done = done, done + num_bytes
+        tick(done // 1_000_000 - before // 1_000_000)
+
+    return advance
 
 
 @contextmanager

@@ -13,12 +13,14 @@ from torch import Tensor
 
 import features.tiny
 import pipeline.extract
+from cache.plan import StorePlan
 from cache.reader import TeacherStore
 from data.errors import ImageError, StoreStaleError, StoreWriteError, TeacherError, UsageError
-from data.geometry import View
+from data.geometry import VIEWS, View
 from data.records import ImageRecord
 from features.registry import build_teacher
 from features.teacher import Teacher, TeacherOutput
+from features.zero_shot import ZeroShotTeacher
 from pipeline.extract import build_teachers, extract
 from pipeline.inspection import inspect_store
 from tests.pipeline.small_runs import extraction, files_of
@@ -192,6 +194,33 @@ class TestResuming:
             extract(extraction(devkit, store, **change))
         assert caught.value.exit_code == 3
 
+    @pytest.mark.parametrize("field", sorted(build_teacher("tiny_clip").identity()))
+    def test_every_field_of_a_teachers_identity_is_refused_when_it_changes(
+        self, devkit: Path, store: Path, monkeypatch: pytest.MonkeyPatch, field: str
+    ) -> None:
+        real = ZeroShotTeacher.identity
+        monkeypatch.setattr(ZeroShotTeacher, "identity", lambda self: {**real(self), field: "something else"})
+        before = files_of(store)
+        with pytest.raises(StoreStaleError, match=rf"tiny_clip\.{field}.*: stored .*, found ") as caught:
+            extract(extraction(devkit, store))
+        assert caught.value.exit_code == 3
+        assert files_of(store) == before
+
+    def test_another_frame_is_refused(self, devkit: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = StorePlan.root_manifest
+        monkeypatch.setattr(
+            StorePlan, "root_manifest", lambda self: real(self).model_copy(update={"frame": (512, 512)})
+        )
+        with pytest.raises(StoreStaleError, match=r"frame: stored \[480,480\], found \[512,512\]"):
+            extract(extraction(devkit, store))
+
+    def test_other_images_are_refused_before_any_teacher_is_built(
+        self, devkit: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pipeline.extract, "build_teacher", None)
+        with pytest.raises(StoreStaleError, match=r"dataset\.samples"):
+            extract(extraction(devkit, store, limit=6))
+
     def test_the_recorded_batch_size_is_reused(self, devkit: Path, tmp_path: Path) -> None:
         out = tmp_path / "store.zarr"
         extract(extraction(devkit, out, teachers=("tiny_clip",), views=("original",)))
@@ -216,6 +245,53 @@ class TestResuming:
         assert facts["samples"] == 12
         assert facts["weights_source"] == "seed"
         assert {"torch", "numpy", "python"} <= facts["versions"].keys()
+
+    def test_an_interrupted_pass_notes_what_it_committed(
+        self, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = extraction(devkit, tmp_path / "store.zarr", teachers=("tiny_dino",), views=("original",))
+        with monkeypatch.context() as patched:
+            fail_at(patched, 5, stop)
+            with pytest.raises(RuntimeError):
+                extract(config)
+        extract(config)
+        lines = (config.out / "tiny_dino/original/features/provenance.jsonl").read_text().splitlines()
+        assert [json.loads(line)["samples"] for line in lines] == [4, 8]
+
+
+class TestRepair:
+    def test_only_the_damaged_shard_is_computed_again(self, devkit: Path, store: Path, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(store, tmp_path / "copy.zarr"))
+        shard = copy / "tiny_dino/hflip/features/c/1/0/0/0"
+        data = bytearray(shard.read_bytes())
+        data[100] ^= 1
+        shard.write_bytes(data)
+        done = extract(extraction(devkit, copy, repair=True))
+        assert done.computed == 4
+        assert [(r.array, r.shard, r.same_bytes) for r in done.repaired] == [("tiny_dino/hflip/features", 1, True)]
+        assert files_of(copy) == files_of(store)
+
+
+class TestInt8:
+    def test_stored_features_are_near_the_teachers_and_the_fidelity_is_noted(
+        self, devkit: Path, store32: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "int8.zarr"
+        extract(extraction(devkit, out, teachers=("tiny_dino",), dtype="int8"))
+        opened, exact = TeacherStore(out), TeacherStore(store32)
+        for view in VIEWS:
+            q, channel, token = (
+                opened.array("tiny_dino", view, name).gather(range(12)).astype(np.float64)
+                for name in ("features", "scale_channel", "scale_token")
+            )
+            restored = q * token[..., None] * channel[:, None, None, :]
+            expected = exact.array("tiny_dino", view, "features").gather(range(12)).astype(np.float64)
+            norms = np.linalg.norm(restored, axis=-1) * np.linalg.norm(expected, axis=-1)
+            assert np.percentile((restored * expected).sum(axis=-1) / norms, 1) > 0.9995
+            line = (out / f"tiny_dino/{view}/features/provenance.jsonl").read_text().splitlines()[0]
+            fidelity = json.loads(line)["fidelity"]
+            assert fidelity["samples"] == 3  # one of each shard
+            assert 0.9995 < fidelity["cosine_p01"] <= fidelity["cosine_mean"] <= 1
 
 
 class TestNames:
