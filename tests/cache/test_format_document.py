@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from cache.int8 import dequantise
 from cache.layout import TEACHER_KEY
 from cache.reader import TeacherStore
 
@@ -20,12 +21,12 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text(en
 
 
 @pytest.fixture(scope="module")
-def reader() -> Any:
-    """The class that the document ends with."""
+def document() -> dict[str, Any]:
+    """What the code at the document's end defines."""
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
     assert len(blocks) == 1
     assert DOCUMENT.endswith(f"{blocks[0]}```\n")
-    assert len(blocks[0].splitlines()) < 50
+    assert len(blocks[0].splitlines()) < 60
     assert set(re.findall(r"^(?:from|import) (\w+)", blocks[0], flags=re.MULTILINE)) == {
         "json",
         "math",
@@ -34,7 +35,13 @@ def reader() -> Any:
     }
     namespace: dict[str, Any] = {}
     exec(compile(blocks[0], "docs/cache-format.md", "exec"), namespace)
-    return namespace["Reader"]
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def reader(document: dict[str, Any]) -> Any:
+    """The class that reads arrays."""
+    return document["Reader"]
 
 
 def test_the_documents_reader_reads_what_ours_reads(reader: Any, whole_store: Path) -> None:
@@ -45,6 +52,15 @@ def test_the_documents_reader_reads_what_ours_reads(reader: Any, whole_store: Pa
         theirs = reader(whole_store, layout.path)
         np.testing.assert_array_equal(np.stack([theirs[row] for row in range(7)]), ours)
         assert theirs.row_of_id == store.row_of_id
+
+
+def test_the_documents_reader_restores_int8_features(document: dict[str, Any], stores: TinyStores) -> None:
+    store = stores.build(stores.plan(teachers=["dino"], feature_dtype="int8"))
+    opened = TeacherStore(store)
+    for row in range(7):
+        names = ("features", "scale_channel", "scale_token")
+        ours = dequantise(*(opened.array("dino", "hflip", name).read(row) for name in names))
+        np.testing.assert_array_equal(document["read_features"](store, "dino/hflip", row), ours)
 
 
 def test_the_documents_reader_refuses_what_is_not_committed(reader: Any, stores: TinyStores) -> None:
