@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.canonical import Json, canonical_json
-from cache.files import append_line, open_regular, read_json, read_regular, sync_file, sync_folder
+from cache.files import (
+    append_line,
+    in_large_writes,
+    open_regular,
+    read_json,
+    read_regular,
+    sync_file,
+    sync_folder,
+    write_all,
+)
 from cache.layout import ABSENT, CRC_BYTES, SAMPLES_FILE, ArrayLayout, group_metadata
 from cache.ledger import LedgerEntry, merge_ledgers, read_ledgers
 from cache.shard import crc32c
@@ -167,11 +176,10 @@ def write_and_hash(path: Path, pieces: Iterable[memoryview | bytes], num_bytes: 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "wb", buffering=0), ThreadPoolExecutor(max_workers=1) as hasher:
-            for piece in pieces:
-                hasher.submit(sha256.update, piece)
-                view = memoryview(piece)
-                while view.nbytes:
-                    view = view[os.write(descriptor, view) :]
+            for group in in_large_writes(pieces):
+                for piece in group:
+                    hasher.submit(sha256.update, piece)
+                write_all(descriptor, group)
             sync_file(descriptor)
             size = os.fstat(descriptor).st_size
         if size != num_bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 conftest = runpy.run_path(sys.argv[1])
 stores, tree = conftest["TinyStores"](Path(sys.argv[2])), conftest["tree"]
 mode, kills, seed = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
+CALLS = ("open", "write", "writev", "fsync", "rename", "mkdir", "unlink", "rmdir")
 
 
 def build(name):
@@ -34,6 +34,9 @@ def count_steps(last, steps):
                 if steps[0] == last:
                     if call == "write":
                         real(args[0], args[1][: len(args[1]) // 2])
+                    if call == "writev":
+                        whole = b"".join(args[1])
+                        os.write(args[0], whole[: len(whole) // 2])
                     os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **options)
         setattr(os, call, stepping)

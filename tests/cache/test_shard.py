@@ -66,7 +66,7 @@ def test_the_temporary_file_goes_when_the_disk_refuses(tmp_path: Path, monkeypat
     def refuse(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", refuse)
+    monkeypatch.setattr(os, "writev", refuse)
     with pytest.raises(OSError, match="No space"):
         written(tmp_path, FEATURES)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -148,7 +148,7 @@ class TestCommit:
         self, stores: TinyStores, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         steps: list[str] = []
-        fsync, rename, write = os.fsync, Path.rename, os.write
+        fsync, rename, write, writev = os.fsync, Path.rename, os.write, os.writev
 
         def name(descriptor: int) -> str:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -159,6 +159,7 @@ class TestCommit:
             monkeypatch.setattr(os, "fsync", lambda fd: (steps.append(f"sync {name(fd)}"), fsync(fd))[1])
             monkeypatch.setattr(Path, "rename", lambda a, b: (steps.append("rename"), rename(a, b))[1])
             monkeypatch.setattr(os, "write", lambda fd, data: (steps.append(f"write {name(fd)}"), write(fd, data))[1])
+            monkeypatch.setattr(os, "writev", lambda fd, data: (steps.append(f"write {name(fd)}"), writev(fd, data))[1])
             writer.commit(dataclasses.replace(missing, arrays=("features",)), stores.outputs(missing))
             monkeypatch.undo()
         assert list(dict.fromkeys(steps)) == [

@@ -1,0 +1,1 @@
+"""Side-by-side measurements. One run prints one report: `python benchmarks/read_store.py`."""
