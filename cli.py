@@ -152,13 +152,14 @@ def extract_teachers(**flags: Any) -> None:
     from cache.reader import TeacherStore
     from data.voc import read_voc
     from pipeline.extract import ExtractConfig, extract
-    from pipeline.inspection import inspect_store, summary_table
+    from pipeline.inspection import closing_lines, inspect_store, summary_table
     from pipeline.teacher_check import logit_teacher_maps
 
     flags["views"] = tuple(dict.fromkeys(flags["views"]))
     config = ExtractConfig(**flags)
     done = extract(config)
-    print_rich(summary_table(inspect_store(config.out, verify=False)))
+    summary = inspect_store(config.out, verify=False)
+    print_rich(summary_table(summary), *closing_lines(summary))
     for repair in done.repaired:
         how = "the same bytes" if repair.same_bytes else "OTHER BYTES than before; noted in its provenance"
         click.echo(f"repaired {repair.array}, shard {repair.shard}: {how}")
@@ -186,8 +187,11 @@ TRAIN_OPTIONS = options(
     click.option("--backbone", default="resnet18", show_default=True,
                  help="resnet18, mobilenet_v3_small, vit_tiny or timm:NAME."),
     click.option("--backbone-weights", default="imagenet", show_default=True, help="imagenet, none or a file."),
-    click.option("--cached-teachers", type=PATH, is_flag=False, flag_value="data/teachers.zarr",
-                 help="Distil from this store. [data/teachers.zarr when no path follows]"),
+    click.option("--cached-teachers", type=PATH, multiple=True, is_flag=False, flag_value="data/teachers.zarr",
+                 metavar="[STORE]",
+                 help="Distil from this store; repeat to join several. [data/teachers.zarr when no path follows]"),
+    click.option("--expect-fingerprint", "expect_fingerprints", multiple=True, metavar="HEX",
+                 help="Insist on this store; one for each --cached-teachers, the first 12 digits at least."),
     click.option("--distill", is_flag=True, help="Distil from live teachers, for comparison."),
     click.option("--teacher", "teachers", multiple=True, metavar="NAME|KEY=SPEC",
                  help="Live teacher. [dinov2_vits14 and clip_vitb32]"),
@@ -222,6 +226,8 @@ TRAIN_OPTIONS = options(
     click.option("--eval-final-only", "evaluate", flag_value="final-only", help="Score them only at the end."),
     click.option("--run-name", help="Names the run's folders. [made from backbone, arm and seed]"),
     click.option("--resume", is_flag=True, help="Go on from the last finished epoch of --run-name."),
+    click.option("--residency", type=click.Choice(["mmap", "ram", "device"]), default="mmap", show_default=True,
+                 help="Where stored targets are: read as needed, all in the page cache, all on the device."),
     click.option("--runs-dir", type=PATH, default="runs", show_default=True),
     click.option("--checkpoints-dir", type=PATH, default="checkpoints", show_default=True),
     JSON,
@@ -288,31 +294,64 @@ def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: boo
     click.argument("store", type=PATH),
     JSON,
     click.option("--verify", is_flag=True, help="Read every byte; compare checksums and digests."),
+    click.option("--voc-root", type=PATH, help="Are these the images it was made from? With --sample: draw its image."),
+    click.option("--voc-set", "voc_sets", multiple=True, help="Images to train on. [those it was made from]"),
     click.option("--sample", metavar="ID", help="Draw this sample's features, as VOC2007/000005."),
     click.option("--heatmap", type=PATH, metavar="PNG", help="Where to."),
-    click.option("--voc-root", type=PATH, help="Draw its image beside them."),
 )
 def inspect_cache(
-    store: Path, as_json: bool, verify: bool, sample: str | None, heatmap: Path | None, voc_root: Path | None
-) -> None:
+    store: Path, as_json: bool, verify: bool, voc_root: Path | None, voc_sets: tuple[str, ...], sample: str | None,
+    heatmap: Path | None,
+) -> None:  # fmt: skip
     """Show what a store holds and whether it is whole.
 
-    Exits 3 unless it is complete.
+    Exits 3 unless it is complete. What a training run would miss is told too.
     """
     from pipeline import inspection
 
     if (sample is None) != (heatmap is None):
         raise UsageError("--sample and --heatmap go together", hint="--sample VOC2007/000005 --heatmap sample.png")
+    if voc_sets and voc_root is None:
+        voc_root = Path("data/VOCdevkit")
     if sample is not None and heatmap is not None:
         heatmap.write_bytes(inspection.heatmap(store, sample, voc_root))
         click.echo(f"wrote {heatmap}")
         return
-    summary = inspection.inspect_with_progress(store, verify=verify)
+    summary = inspection.inspect_with_progress(store, verify=verify, voc_root=voc_root, voc_sets=voc_sets)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:
-        print_rich(inspection.summary_table(summary))
+        print_rich(inspection.summary_table(summary), *inspection.closing_lines(summary))
     click.get_current_context().exit(0 if summary["status"] == "complete" else 3)
+
+
+@cli.command("convert-cache")
+@options(
+    click.argument("source", metavar="SRC", type=PATH),
+    click.argument("out", metavar="DST", type=PATH),
+    click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]),
+                 help="Stored dtype of features. [that of SRC]"),
+    click.option("--pca", type=click.IntRange(1), metavar="R", help="Project features on R principal components."),
+    click.option("--fit-set", "fit_sets", multiple=True, metavar="2007:train",
+                 help="Images to fit them on. [all of SRC]"),
+    VOC_ROOT,
+    click.option("--teacher", "teachers", multiple=True, metavar="KEY", help="Teacher to take over. [all]"),
+    click.option("--view", "views", multiple=True, type=click.Choice(["original", "hflip"]),
+                 help="View to take over. [all]"),
+    click.option("--format", type=click.Choice(["zarr", "hdf5"]),
+                 help="Container of a new store. [hdf5 for .h5 and .hdf5, else zarr]"),
+    click.option("--shard-samples", type=click.IntRange(1, 65536), help="Images a shard file holds. [as SRC]"),
+    click.option("--repair", is_flag=True, help="Verify every byte of DST first; write what is damaged again."),
+)  # fmt: skip
+def convert_cache(**flags: Any) -> None:
+    """Write a smaller store, DST, derived from SRC.
+
+    Running it again resumes. Prints what was saved and how close the targets still are.
+    """
+    from pipeline.convert import ConvertConfig, conversion_lines, conversion_table, convert
+
+    done = convert(ConvertConfig(**flags))
+    print_rich(conversion_table(done), *conversion_lines(done))
 
 
 @cli.command()
@@ -339,7 +378,7 @@ def debug_batch(**flags: Any) -> None:
     nowhere = {"run_name": "debug-batch", "runs_dir": Path("runs"), "checkpoints_dir": Path("checkpoints")}
     config = train_config({**flags, **nowhere})
     live = None
-    if flags["cached_teachers"] is not None and flags["distill"]:
+    if flags["cached_teachers"] and flags["distill"]:
         live = live_teachers(flags["teachers"], flags["weights"], flags["untrained"])
 
     from pipeline.debug_batch import debug_batch as run

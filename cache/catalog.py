@@ -137,7 +137,8 @@ def read_catalog(path: Path) -> Catalog:
 
 
 def _missing(path: Path) -> StoreMissingError:
-    near = sorted(str(p) for p in path.parent.glob("*.zarr") if find_storage(p)) if path.parent.is_dir() else []
+    candidates = [p for suffix in ("zarr", "h5", "hdf5") for p in path.parent.glob(f"*.{suffix}")]
+    near = sorted(str(candidate) for candidate in candidates if find_storage(candidate))
     found = f"; stores beside it: {', '.join(near)}" if near else ""
     what = "is not a store (no zarr.json, no HDF5 file)" if path.exists() else "does not exist"
     return StoreMissingError(

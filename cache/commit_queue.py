@@ -5,14 +5,21 @@ from __future__ import annotations
 import queue
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.writer import MissingShard, StoreWriter
+from cache.writer import MissingShard
 
 Outputs = dict[str, NDArray[np.floating]]
+
+
+class Committer(Protocol):
+    """What a queue hands its items to: a `StoreWriter`, or what encodes in its own way before one."""
+
+    def commit(self, missing: MissingShard, outputs: Outputs) -> None:
+        """Write and commit one missing shard."""
 
 
 class CommitQueue:
@@ -23,7 +30,7 @@ class CommitQueue:
     is written, and the failure is raised by the next `submit` or on leaving.
     """
 
-    def __init__(self, writer: StoreWriter, depth: int = 2) -> None:
+    def __init__(self, writer: Committer, depth: int = 2) -> None:
         self._writer = writer
         self._waiting: queue.Queue[tuple[MissingShard, Outputs] | None] = queue.Queue(maxsize=depth)
         self._failure: BaseException | None = None

@@ -12,6 +12,12 @@ from data.errors import StoreStaleError
 
 MIN_PROBE_COSINE = 0.9999
 _MAX_SHOWN = 8
+_HINT = "repeat the stored settings to resume, or extract into a new store with another --out"
+_HINT_DERIVED = (
+    "convert-cache made this store: repeat its settings to resume or to add to it, or make a new store (convert-cache:"
+    " another DST; extract-teachers: another --out)"
+)
+_HINT_EXTRACTED = "the store holds these targets as they were extracted: give convert-cache another DST"
 
 
 def refuse_other_dataset(catalog: Catalog, plan: StorePlan) -> None:
@@ -44,6 +50,8 @@ def refuse_other_teacher(path: Path, stored: StoredTeacher, asked: TeacherPlan) 
     """Raise StoreStaleError unless the teacher has the stored identity and still says of the probe what it said."""
     changed = list(differences(stored.manifest.identity, asked.identity, asked.key))
     _refuse(path, "another teacher under the same name", changed)
+    pca = asked.manifest().pca
+    refuse_other_basis(path, stored, None if pca is None else pca.model_dump(mode="json"))
     cosine = stored.manifest.probe.cosine(asked.probe)
     if cosine < MIN_PROBE_COSINE:
         raise StoreStaleError(
@@ -53,6 +61,18 @@ def refuse_other_teacher(path: Path, stored: StoredTeacher, asked: TeacherPlan) 
         )
 
 
+def refuse_other_basis(path: Path, stored: StoredTeacher, asked: dict[str, Json] | None) -> None:
+    """Raise StoreStaleError unless the teacher's features were projected as asked.
+
+    asked: the fields of its PCA's manifest that are known, None for no PCA.
+    """
+    known = None if stored.manifest.pca is None else stored.manifest.pca.model_dump(mode="json")
+    if known is not None and asked is not None:
+        known = {name: known[name] for name in asked}
+    changed = list(differences(known, asked, f"{stored.manifest.key}.pca"))
+    _refuse(path, "another PCA", changed, _hint(stored, asked_derived=asked is not None))
+
+
 def refuse_other_view(path: Path, stored: StoredTeacher, asked: ViewManifest) -> None:
     """Raise StoreStaleError unless the view is stored as asked. A new view must have its siblings' arrays."""
     view = stored.views.get(asked.view)
@@ -60,19 +80,37 @@ def refuse_other_view(path: Path, stored: StoredTeacher, asked: ViewManifest) ->
     if sibling is None:
         return
     name = f"{stored.manifest.key}.{sibling.manifest.view}"
-    changed = list(differences(_arrays(sibling.manifest), _arrays(asked), f"{name}.arrays"))
+    same_view = view is not None
+    stored_arrays, asked_arrays = _arrays(sibling.manifest, same_view), _arrays(asked, same_view)
+    changed = list(differences(stored_arrays, asked_arrays, f"{name}.arrays"))
     if view is not None:
         changed.extend(differences(view.manifest.layout.model_dump(), asked.layout.model_dump(), f"{name}.layout"))
-    _refuse(path, "other arrays or another layout", changed)
+    _refuse(path, "other arrays or another layout", changed, _hint(stored, asked_derived=_is_derived(asked)))
 
 
-def _arrays(manifest: ViewManifest) -> Json:
+def _arrays(manifest: ViewManifest, same_view: bool) -> Json:
     # Without the fingerprints: teacher and images are compared before, and a field says more than a hash.
     hidden = {"arrays": {"__all__": {"fingerprint"}}}
-    return manifest.model_dump(mode="json", exclude_unset=True, exclude=hidden)["arrays"]
+    arrays = manifest.model_dump(mode="json", exclude_unset=True, exclude=hidden)["arrays"]
+    # Two views of a derived teacher come from two arrays: all they share is that each comes from one.
+    return arrays if same_view else {name: {**array, **_is_from(array)} for name, array in arrays.items()}
 
 
-def _refuse(path: Path, what: str, changed: list[tuple[str, Json, Json]]) -> None:
+def _is_from(array: dict[str, Json]) -> dict[str, Json]:
+    return {"source": "an array of another store"} if array.get("source") else {}
+
+
+def _is_derived(manifest: ViewManifest) -> bool:
+    return any(array.source is not None for array in manifest.arrays.values())
+
+
+def _hint(stored: StoredTeacher, *, asked_derived: bool) -> str:
+    if any(_is_derived(view.manifest) for view in stored.views.values()):
+        return _HINT_DERIVED
+    return _HINT_EXTRACTED if asked_derived else _HINT
+
+
+def _refuse(path: Path, what: str, changed: list[tuple[str, Json, Json]], hint: str = _HINT) -> None:
     if not changed:
         return
     shown = [f"  {field}: stored {_show(old)}, found {_show(new)}" for field, old, new in changed[:_MAX_SHOWN]]
@@ -80,7 +118,7 @@ def _refuse(path: Path, what: str, changed: list[tuple[str, Json, Json]]) -> Non
         shown.append(f"  … and {len(changed) - _MAX_SHOWN} more")
     raise StoreStaleError(
         "\n".join([f"{path}: the store was made from {what}:", *shown]),
-        hint="repeat the stored settings to resume, or extract into a new store with another --out",
+        hint=hint,
     )
 
 

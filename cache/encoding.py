@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.int8 import dequantise, quantise
+from cache.int8 import LARGEST, dequantise, quantise
 from cache.layout import ArrayLayout
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+class NotStorableError(ValueError):
+    """One sample's features cannot be held as int8: not finite, or of a magnitude of 1e38 or more."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"sample {row} of the range cannot be held as int8")
+        self.row = row
 
 
 def encode(
@@ -19,7 +27,9 @@ def encode(
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of a view for a range of samples as they are stored, moments and scales computed.
 
-    outputs: [count, …] float16 or float32 by array name, finite.  layouts: all arrays of the view.
+    outputs: [count, …] float16 or float32 by array name.  layouts: all arrays of the view.
+
+    Raises NotStorableError; a value that float16 cannot hold becomes infinite, for the writer to refuse.
     """
     stored = {name: _cast(values, layouts[name]) for name, values in outputs.items() if name != "features"}
     if "features" in outputs:
@@ -31,6 +41,9 @@ def _encode_features(features: NDArray[np.floating], layout: ArrayLayout) -> dic
     if layout.dtype != "int8":
         cast = _cast(features, layout)
         return {"features": cast, "moments": feature_moments(cast)}
+    for row, sample in enumerate(features):
+        if not max(float(sample.max()), -float(sample.min())) < LARGEST:  # NaN is below nothing
+            raise NotStorableError(row)
     stored = quantise(features)._asdict()
     # One sample at a time: as numbers, a whole shard would be four times what is stored.
     each = [feature_moments(decode({name: values[row : row + 1] for name, values in stored.items()}))
@@ -58,11 +71,12 @@ def feature_moments(features: NDArray[np.generic]) -> NDArray[np.float32]:
     moments = np.empty((len(features), 2, features.shape[-1]), dtype="<f4")
     for row, sample in enumerate(cells):  # one at a time: a float64 copy of a whole shard would be 180 MB
         values = sample.astype(np.float64)
-        moments[row, 0] = values.sum(axis=0)
-        moments[row, 1] = np.einsum("ij,ij->j", values, values)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by its sample later
+            moments[row, 0] = values.sum(axis=0)
+            moments[row, 1] = np.einsum("ij,ij->j", values, values)
     return moments
 
 
 def _cast(values: NDArray[np.floating], layout: ArrayLayout) -> NDArray[np.generic]:
-    with np.errstate(over="ignore"):  # an overflow becomes infinite, which the writer refuses by sample
+    with np.errstate(over="ignore"):
         return values.astype(layout.numpy_dtype, copy=False)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 STEPS = 127  # values are −127…127; −128 is the fill value, never a feature
 
 # A restored value is at most twice the original one: below this limit it is a finite float32.
-_LARGEST = 1e38
+LARGEST = 1e38
 # No scale is subnormal: where a process flushes those to zero, such a scale would be no scale at all.
 _SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 
@@ -54,10 +54,10 @@ def quantise(features: NDArray[np.floating]) -> Quantised:
     # One at a time: the float64 copies of a whole shard would take gigabytes.
     for sample in range(num_samples):
         tokens = features[sample].reshape(-1, channels).astype(np.float64)
-        if not max(tokens.max(), -tokens.min()) < _LARGEST:  # NaN is below nothing
+        if not max(tokens.max(), -tokens.min()) < LARGEST:  # NaN is below nothing
             raise ValueError(
-                f"sample {sample}: expected finite features of magnitude below {_LARGEST:g},"
-                f" found {tokens.flat[np.argmin(np.abs(tokens) < _LARGEST)]}"
+                f"sample {sample}: expected finite features of magnitude below {LARGEST:g},"
+                f" found {tokens.flat[np.argmin(np.abs(tokens) < LARGEST)]}"
             )
         quantised, scale_channel, scale_token = _quantise_tokens(tokens)
         result.features[sample] = quantised.reshape(rows, columns, channels)

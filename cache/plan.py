@@ -97,7 +97,7 @@ class TeacherPlan:
 class StorePlan:
     """The whole store as asked for. batch_size None: reuse what a stored view recorded, else the default.
 
-    format: the container of a new store; one that is there keeps its own.
+    format: the container; None: that of the store that is there, for a new one as the path's suffix says.
     """
 
     sets: tuple[str, ...]
@@ -109,7 +109,7 @@ class StorePlan:
     shard_samples: int
     batch_size: int | None
     frame: tuple[int, int] = FRAME_SIZE
-    format: StoreFormat = "zarr"
+    format: StoreFormat | None = None
 
     def root_manifest(self) -> RootManifest:
         """Return the root manifest to write at creation."""

@@ -7,11 +7,10 @@ checksum is verified at the first touch in each process. Pages belong to the ker
 from __future__ import annotations
 
 import hashlib
-import mmap
-import resource
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.catalog import Catalog, StoredTeacher, read_catalog
-from cache.layout import CRC_BYTES, TEXT_EMBEDDINGS, ArrayLayout
+from cache.encoding import decode
+from cache.file_map import MAX_MAPS, num_maps
+from cache.layout import SCALES, TEXT_EMBEDDINGS, ArrayLayout
 from cache.ledger import content_digest
-from cache.shard import crc32c
+from cache.mapped_shard import FIND_DAMAGE, MappedShard
 from cache.storage import ArrayStorage, Storage
-from data.errors import StoreCorruptError, StoreIncompleteError, StoreStaleError
+from data.errors import StoreCorruptError, StoreIncompleteError
 from data.geometry import View
 
 Array = NDArray[Any]
-# Every map holds a descriptor, and a run reads several arrays: stay far below what the process may open.
-_MAX_MAPS = max(8, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
-_FIND_DAMAGE = "find all damage with `python cli.py inspect-cache STORE --verify`"
 
 
 class ArrayReader:
@@ -45,7 +43,7 @@ class ArrayReader:
         self._forget()
 
     def _forget(self) -> None:
-        self._maps: OrderedDict[int, _MappedShard] = OrderedDict()
+        self._maps: OrderedDict[int, MappedShard] = OrderedDict()
         # By sample, not by map: a shard that is mapped again is not checked again.
         self._checked = np.zeros(self.layout.num_samples, dtype=np.bool_)
 
@@ -87,10 +85,19 @@ class ArrayReader:
 
         Raises ValueError for an `out` of another shape, else as `read`.
         """
-        out = _buffer(self.layout, len(rows), out)
+        out = buffer(self.layout, len(rows), out)
         for position, row in enumerate(rows):
-            out[position] = self.read(row)
+            self.copy(row, out, position)
         return out
+
+    def copy(self, row: int, out: Array, position: int) -> None:
+        """Copy one sample to out[position]; raises as `read`, after the copy where it is a checksum that fails."""
+        shard, place = self._place(row)
+        mapped = self._mapped(shard)
+        # Copied before it is checked: numpy lets other threads run while the disk is read, the checksum does not.
+        out[position] = mapped.sample(place, self.layout)
+        if self._check and not self._checked[row]:
+            self._check_sample(mapped, shard, place)
 
     def prefetch(self, rows: Sequence[int]) -> None:
         """Ask the kernel to read the given rows from the disk, in the background; returns at once."""
@@ -98,12 +105,21 @@ class ArrayReader:
             shard, position = self._place(row)
             self._mapped(shard).prefetch(position, self.layout.sample_bytes)
 
+    def populate(self, shard: int) -> int:
+        """Read a whole shard into the page cache and this process's page table and return its bytes; raises as `read`.
+
+        Nothing is copied, so processes that read one store share its pages.
+        """
+        self._mapped(shard).populate()
+        return self.storage.shard_bytes(shard)
+
     def close(self) -> None:
         """Forget every map; views that are still in use keep theirs alive."""
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_checked")}
+        # What another process can find out for itself does not travel: maps, and flags that grow with the samples.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_checked", "committed")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,7 +130,7 @@ class ArrayReader:
             raise IndexError(f"{self.layout.path}: expected a row in 0 … {self.layout.num_samples - 1}, found {row}")
         return divmod(row, self.layout.shard_samples)
 
-    def _mapped(self, shard: int) -> _MappedShard:
+    def _mapped(self, shard: int) -> MappedShard:
         mapped = self._maps.get(shard)
         if mapped is not None:
             self._maps.move_to_end(shard)
@@ -125,99 +141,30 @@ class ArrayReader:
                 f"{self.layout.path}: samples {first} … {first + count - 1} (shard {shard}) are not committed",
                 hint="run the same extract-teachers command again: it resumes",
             )
-        mapped = self._maps[shard] = _MappedShard(self.storage, shard)
-        if len(self._maps) > _MAX_MAPS:
+        mapped = self._maps[shard] = MappedShard(self.storage, shard)
+        if num_maps() > MAX_MAPS and len(self._maps) > 1:
             self._maps.popitem(last=False)
         return mapped
 
-    def _check_sample(self, mapped: _MappedShard, shard: int, position: int) -> None:
+    def _check_sample(self, mapped: MappedShard, shard: int, position: int) -> None:
         first, count = self.layout.shard_range(shard)
         if not mapped.matches_checksum(position):
             raise StoreCorruptError(
-                f"{self.layout.path}: shard {shard}, sample {first + position}: checksum fails", hint=_FIND_DAMAGE
+                f"{self.layout.path}: shard {shard}, sample {first + position}: checksum fails", hint=FIND_DAMAGE
             )
         # Where a shard is one chunk, one checksum vouches for all its samples.
         checked = slice(first, first + count) if mapped.one_chunk else slice(first + position, first + position + 1)
         self._checked[checked] = True
 
 
-class _MappedShard:
-    """One shard, mapped read-only, and where its samples lie in the map."""
-
-    def __init__(self, storage: ArrayStorage, shard: int) -> None:
-        try:
-            self._map, self._extents = storage.map_shard(shard)
-        except FileNotFoundError:
-            raise StoreCorruptError(
-                f"{storage.where(shard)}: shard {shard} is committed, but its file is missing", hint=_FIND_DAMAGE
-            ) from None
-        self._samples = self._extents.samples
-        self.one_chunk = self._extents.one_chunk
-
-    def sample(self, position: int, layout: ArrayLayout) -> Array:
-        return np.ndarray(layout.sample_shape, layout.numpy_dtype, self._map, self._samples[position])
-
-    def matches_checksum(self, position: int) -> bool:
-        extents = self._extents
-        number = 0 if extents.one_chunk else position
-        chunk = np.frombuffer(self._map, np.uint8, extents.chunk_bytes, extents.samples[number])
-        stored = self._map[extents.checksums[number] : extents.checksums[number] + CRC_BYTES]
-        return crc32c(chunk) == stored
-
-    def prefetch(self, position: int, num_bytes: int) -> None:
-        # The kernel turns this into posix_fadvise(WILLNEED), which would need a descriptor of its own.
-        start = self._samples[position] // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, start, self._samples[position] + num_bytes - start)
-
-
-def _buffer(layout: ArrayLayout, count: int, out: Array | None) -> Array:
+def buffer(layout: ArrayLayout, count: int, out: Array | None) -> Array:
+    """Return `out`, or a new array of that many samples where it is None; raises ValueError for another shape."""
     shape = (count, *layout.sample_shape)
     if out is None:
         return np.empty(shape, dtype=layout.numpy_dtype)
     if out.shape != shape:
         raise ValueError(f"{layout.path}: expected out of shape {shape}, found {out.shape}")
     return out
-
-
-class TargetReader:
-    """One teacher's array over several views, so that every row of a batch may come from another view."""
-
-    def __init__(self, readers: dict[View, ArrayReader]) -> None:
-        self._readers = readers
-        self._layout = next(iter(readers.values())).layout
-        for reader in readers.values():
-            if (reader.layout.sample_shape, reader.layout.dtype) != (self._layout.sample_shape, self._layout.dtype):
-                raise StoreStaleError(
-                    f"expected {reader.layout.path} to be like {self._layout.path}, found"
-                    f" {reader.layout.sample_shape} {reader.layout.dtype} and"
-                    f" {self._layout.sample_shape} {self._layout.dtype}",
-                    hint="extract both views anew with one --dtype (--out)",
-                )
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """All axes but the first."""
-        return self._layout.sample_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The stored dtype."""
-        return self._layout.numpy_dtype
-
-    def gather(self, rows: Sequence[int], views: Sequence[View], out: Array | None = None) -> Array:
-        """Return row rows[i] of view views[i] for every i, copied, as [len(rows), *sample_shape].
-
-        out: a buffer of that shape to fill instead of a new one.  Raises as `ArrayReader.gather`.
-        """
-        out = _buffer(self._layout, len(rows), out)
-        for position, (row, view) in enumerate(zip(rows, views, strict=True)):
-            out[position] = self._readers[view].read(row)
-        return out
-
-    def prefetch(self, rows: Sequence[int], views: Sequence[View]) -> None:
-        """Ask the kernel to read these rows of these views in the background."""
-        for view, reader in self._readers.items():
-            reader.prefetch([row for row, wanted in zip(rows, views, strict=True) if wanted == view])
 
 
 class TeacherStore:
@@ -230,6 +177,10 @@ class TeacherStore:
         """
         self.catalog: Catalog = read_catalog(path)
         self._check = check
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Opened again where it arrives: rows and manifests stay here.
+        return partial(TeacherStore, check=self._check), (self.catalog.path,)
 
     @cached_property
     def row_of_id(self) -> dict[str, int]:
@@ -245,10 +196,6 @@ class TeacherStore:
             )
         return ArrayReader(self.catalog.storage.array(layouts[name]), check=self._check)
 
-    def targets(self, teacher: str, name: str, views: Sequence[View]) -> TargetReader:
-        """Return the reader of one array over the given views; raises StoreIncompleteError where one is lacking."""
-        return TargetReader({view: self.array(teacher, view, name) for view in views})
-
     def text_embeddings(self, teacher: str) -> NDArray[np.float32]:
         """Return a logit teacher's text embeddings [K, D]; raises StoreIncompleteError for a teacher without."""
         stored = self.catalog.teacher(teacher)
@@ -256,19 +203,26 @@ class TeacherStore:
             raise StoreIncompleteError(f"{self.catalog.path}: teacher {teacher} has no text embeddings")
         return read_constant(self.catalog.storage, stored, TEXT_EMBEDDINGS)
 
-    def channel_statistics(self, teacher: str, rows: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the mean and standard deviation of a teacher's channels, each [C], over all cells of the given rows.
+    def rows_of(self, ids: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, str]]:
+        """Return the row of every image, [len(ids)] int64, −1 where the store lacks it, and the digests of the others.
 
-        They are those of the `original` view, so that every view is standardised alike.
+        Unlike `row_of_id`, nothing that grows with the store is kept.
         """
-        grid = self.array(teacher, "original", "features").layout.sample_shape[:2]
-        moments = self.array(teacher, "original", "moments")
-        total = np.zeros(moments.layout.sample_shape, dtype=np.float64)
-        for row in rows:
-            total += moments.read(row)
-        mean, mean_square = total / (len(rows) * grid[0] * grid[1])
-        variance = np.maximum(mean_square - mean**2, 0.0)
-        return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+        entries = {entry.id: (row, entry.sha256) for row, entry in enumerate(replace(self.catalog).samples)}
+        found = {image_id: entries[image_id] for image_id in ids if image_id in entries}
+        rows = [found[image_id][0] if image_id in found else -1 for image_id in ids]
+        return np.array(rows, dtype=np.int64), {image_id: sha256 for image_id, (_, sha256) in found.items()}
+
+
+def read_features(store: TeacherStore, teacher: str, view: View, row: int) -> NDArray[np.float32]:
+    """Return one sample's features as numbers, [Gh, Gw, C] float32, whatever dtype they are stored in.
+
+    Features that were projected on a PCA basis stay so.  Raises as `TeacherStore.array` and `ArrayReader.read`.
+    """
+    layout = store.array(teacher, view, "features").layout
+    names = ["features", *(SCALES if layout.dtype == "int8" else ())]
+    stored = {name: store.array(teacher, view, name).read(row) for name in names}
+    return decode(stored).astype(np.float32, copy=False)
 
 
 def read_constant(storage: Storage, teacher: StoredTeacher, name: str) -> NDArray[np.float32]:
@@ -277,10 +231,10 @@ def read_constant(storage: Storage, teacher: StoredTeacher, name: str) -> NDArra
     Raises StoreCorruptError where the file is missing, fails its checksum or is not the manifest's.
     """
     layout = teacher.constants[name]
-    mapped = _MappedShard(storage.array(layout), 0)
+    mapped = MappedShard(storage.array(layout), 0)
     values = np.stack([mapped.sample(row, layout) for row in range(layout.num_samples)])
     if not all(mapped.matches_checksum(row) for row in range(layout.num_samples)):
-        raise StoreCorruptError(f"{layout.path}: checksum fails", hint=_FIND_DAMAGE)
+        raise StoreCorruptError(f"{layout.path}: checksum fails", hint=FIND_DAMAGE)
     if hashlib.sha256(values.tobytes()).hexdigest() != teacher.manifest.constants[name][1]:
-        raise StoreCorruptError(f"{layout.path}: not the {name.replace('_', ' ')} of the manifest", hint=_FIND_DAMAGE)
+        raise StoreCorruptError(f"{layout.path}: not the {name.replace('_', ' ')} of the manifest", hint=FIND_DAMAGE)
     return values

@@ -6,8 +6,6 @@ written through `ArrayStorage`, shard by shard: a shard is a range of samples th
 
 from __future__ import annotations
 
-import mmap
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from cache.canonical import Json
 from cache.layout import ArrayLayout
 from cache.ledger import LedgerEntry
 from cache.manifest import RootManifest, TeacherParts, ViewManifest
-from data.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -58,16 +55,6 @@ class ArrayStorage(ABC):
 
         Raises FileNotFoundError where there is no file, StoreCorruptError where size or index contradict the layout.
         """
-
-    def map_shard(self, shard: int) -> tuple[mmap.mmap, ShardExtents]:
-        """Return a read-only map of the shard's file and where the shard's bytes lie in it; raises as `open_shard`."""
-        descriptor, extents = self.open_shard(shard)
-        try:
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), extents
-        except OSError as error:
-            raise StoreError(f"{self.where(shard)}: cannot be mapped: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
 
     @abstractmethod
     def write_shard(self, shard: int, data: NDArray[np.generic], rank: int) -> LedgerEntry:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cache.canonical import Json
 from cache.catalog import Catalog, StoredTeacher, read_catalog
 from cache.compatibility import refuse_other_dataset, refuse_other_teacher, refuse_other_view
-from cache.encoding import decode, encode
+from cache.encoding import NotStorableError, decode, encode
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import writing
 from cache.layout import ArrayLayout
@@ -120,13 +120,23 @@ class StoreWriter:
         written; StoreWriteError where the disk refuses, and then the array in question lacks the shard and the store
         stays resumable; ValueError for outputs of other shapes.
         """
-        layouts = self.catalog.teacher(missing.teacher).view(missing.view).layouts
-        if "scale_token" in layouts:  # rounded to int8, a value that is not finite would not show any more
-            self._refuse_non_finite(layouts["features"], missing.first, outputs["features"])
-        stored = encode(outputs, layouts)
+        stored = self.encode(missing, outputs)
         if "scale_token" in stored:
             self._meter(missing, outputs["features"], stored)
         self.commit_stored(missing, stored)
+
+    def encode(
+        self, missing: MissingShard, outputs: Mapping[str, NDArray[np.floating]]
+    ) -> dict[str, NDArray[np.generic]]:
+        """Return outputs as they are stored, without committing them.
+
+        Raises StoreWriteError naming the image whose features int8 cannot hold.
+        """
+        layouts = self.catalog.teacher(missing.teacher).view(missing.view).layouts
+        try:
+            return encode(outputs, layouts)
+        except NotStorableError as error:
+            raise self._not_finite(layouts["features"], missing.first + error.row) from None
 
     def commit_stored(self, missing: MissingShard, stored: Mapping[str, NDArray[np.generic]]) -> None:
         """Write and commit one missing shard's arrays, given as they are stored; raises as `commit`."""
@@ -138,16 +148,11 @@ class StoreWriter:
         for name in missing.arrays:
             self._commit_array(layouts[name], missing.shard, stored[name])
 
-    def _refuse_non_finite(self, layout: ArrayLayout, first: int, values: NDArray[np.floating]) -> None:
-        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if not finite.all():
-            raise self._not_finite(layout, first + int(np.argmin(finite)))
-
     def _not_finite(self, layout: ArrayLayout, row: int) -> StoreWriteError:
         return StoreWriteError(
             f"{layout.path}: {self.plan.samples[row].id} (sample {row}) has values that are not finite in"
             f" {layout.dtype}",
-            hint="extract in float32 (--dtype float32) into a new store, or check the teacher's weights",
+            hint="store float32 (--dtype float32) in a new store, or check the teacher's weights",
         )
 
     def _meter(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data.errors import UsageError
 from students.config import StudentConfig
 
 DEFAULT_STORE = Path("data/teachers.zarr")
+Residency = Literal["mmap", "ram", "device"]
 
 
 class Recipe(BaseModel):
@@ -46,9 +48,11 @@ class Distillation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["none", "store", "live"] = "none"
-    """`none`: the baseline; `store`: a teacher cache; `live`: teachers run in every step, for comparison."""
-    store: Path | None = None
-    """The teacher cache."""
+    """`none`: the baseline; `store`: teacher caches; `live`: teachers run in every step, for comparison."""
+    stores: tuple[Path, ...] = ()
+    """The teacher caches, joined by image id; where two hold the same, the first one serves it."""
+    expect_fingerprints: tuple[str, ...] = ()
+    """Fingerprints that the stores must have, in their order: 64 hexadecimal digits, or at least the first twelve."""
     teachers: tuple[str, ...] = ()
     """Live teachers, NAME or KEY=SPEC."""
     weights: dict[str, Path] = Field(default_factory=dict)
@@ -72,10 +76,32 @@ class Distillation(BaseModel):
     feature_norm: Literal["channel", "none"] = "channel"
     """`channel`: teacher features are standardised per channel over the training images."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_store(cls, data: Any) -> Any:
+        # Version 0.1.0 wrote `store`, one path or null.
+        if isinstance(data, dict) and "store" in data:
+            store = data["store"]
+            return {k: v for k, v in data.items() if k != "store"} | {"stores": () if store is None else (store,)}
+        return data
+
+    @field_validator("expect_fingerprints")
+    @classmethod
+    def _are_fingerprints(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for fingerprint in given:
+            if not re.fullmatch(r"[0-9A-Fa-f]{12,64}", fingerprint):
+                raise ValueError(f"expected 12 to 64 hexadecimal digits, found {fingerprint!r}")
+        return tuple(fingerprint.lower() for fingerprint in given)
+
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
-        if self.source == "store" and self.store is None:
+        if self.source == "store" and not self.stores:
             raise ValueError("distillation from a store needs the store's path")
+        if self.expect_fingerprints and len(self.expect_fingerprints) != len(self.stores):
+            raise ValueError(
+                f"expected a fingerprint for each of {len(self.stores)} stores, in their order,"
+                f" found {len(self.expect_fingerprints)}"
+            )
         if self.source == "live" and not self.teachers:
             raise ValueError("live distillation needs at least one teacher")
         return self
@@ -109,6 +135,8 @@ class TrainConfig(BaseModel):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     workers: int | None = Field(default=None, ge=0)
     """Decoding processes; by default several beside a GPU, two on the CPU."""
+    residency: Residency = "mmap"
+    """Where stored targets are: on the disk and in the kernel's page cache; all read into that; on the device."""
     runs_dir: Path = Path("runs")
     checkpoints_dir: Path = Path("checkpoints")
 

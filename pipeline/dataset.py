@@ -41,16 +41,22 @@ class EpochBatches:
         self._batch_size = batch_size
         self._flip = flip
         self._seed = seed
+        self._drawn: tuple[int, list[list[SampleKey]]] | None = None
         self.epoch = 0
 
     def __len__(self) -> int:
         return -(-len(self._ids) // self._batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
+        # Loader and target source both go through an epoch: it is drawn once.
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            self._drawn = self.epoch, self._draw()
+        return iter(self._drawn[1])
+
+    def _draw(self) -> list[list[SampleKey]]:
         order = stream(self._seed, "order", self.epoch).permutation(len(self._ids)).tolist()
         keys = [SampleKey(index, self._view(index), self.epoch) for index in order]
-        for start in range(0, len(keys), self._batch_size):
-            yield keys[start : start + self._batch_size]
+        return [keys[start : start + self._batch_size] for start in range(0, len(keys), self._batch_size)]
 
     def _view(self, index: int) -> View:
         draw = stream(self._seed, "view", self.epoch, self._ids[index]).random()
@@ -123,8 +129,8 @@ class TrainingImages:
         expected = self._digests.pop(record.id, None)
         if expected is not None and image_digest(data) != expected:
             raise StoreStaleError(
-                f"{record.image_path}: the image changed since the teachers saw it: expected SHA-256 {expected},"
-                f" found {image_digest(data)}",
+                f"{record.image_path}: the image changed since the teachers saw it:"
+                f" dataset.samples[{record.id}].sha256: expected SHA-256 {expected}, found {image_digest(data)}",
                 hint="restore the image, or extract a new store from the images as they are now",
             )
 

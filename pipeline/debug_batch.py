@@ -15,7 +15,8 @@ from pipeline.config import Distillation, TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
 from pipeline.extract import build_teachers
-from pipeline.targets import LiveTargets, StoredTargets, TargetSource, TeacherTargets
+from pipeline.stored_targets import StoredTargets
+from pipeline.targets import LiveTargets, TargetSource, TeacherTargets
 from pipeline.train import Trainer, target_source
 from students.losses.feature_mse import feature_mse
 from students.losses.logit_kl import logit_kl
@@ -48,20 +49,29 @@ def _compare(
     config: TrainConfig, live: Distillation, records: list[ImageRecord], device: torch.device
 ) -> dict[str, Losses]:
     distillation = config.distillation
-    assert distillation.store is not None
     # Both views, whatever the recipe draws: the control needs the other one.
-    stored = StoredTargets(distillation.store, distillation, records, VIEWS, device)
+    stored = StoredTargets(distillation, records, VIEWS, device)
     # The weights and teachers of the store's run, so that the same losses of the same teachers are computed.
     chosen = {"feature_teacher": stored.choice.features, "logit_teacher": stored.choice.logits}
     teachers = build_teachers(live.teachers, live.weights, live.untrained, device)
     live_source = LiveTargets(teachers, distillation.model_copy(update=chosen), records, device)
     trainer = Trainer(config, records, device, stored)
     loaded = _first_batch(trainer, live_source)
-    columns = {"store": stored(loaded), "live": live_source(loaded), "wrong view": stored(_other_views(loaded))}
+    said = _as_stored(live_source(loaded), stored)
+    columns = {"store": stored(loaded), "live": said, "wrong view": stored(_other_views(loaded))}
     return {
         column: _losses(trainer, loaded, targets) | _mimic_losses(trainer, columns["live"], targets)
         for column, targets in columns.items()
     }
+
+
+def _as_stored(said: TeacherTargets, stored: StoredTargets) -> TeacherTargets:
+    """Return what live teachers say as the store keeps it: on its PCA basis, where it has one."""
+    pca = None if stored.choice.features is None else stored.selection.pca(stored.choice.features)
+    if pca is None or said.features is None:
+        return said
+    projected = torch.from_numpy(pca.project(said.features.float().cpu().numpy()))
+    return replace(said, features=projected.to(said.features.device))
 
 
 def _mimic_losses(trainer: Trainer, mimicked: TeacherTargets, targets: TeacherTargets) -> Losses:

@@ -88,7 +88,7 @@ def choose_teachers() -> tuple[tuple[str, ...], str]:
 
 
 def _arms(store: Path) -> dict[str, Distillation]:
-    return {"baseline": Distillation(), "cached-kd": Distillation(source="store", store=store)}
+    return {"baseline": Distillation(), "cached-kd": Distillation(source="store", stores=(store,))}
 
 
 def _config(out: Path, voc_root: Path, device: str, name: str, distillation: Distillation) -> TrainConfig:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from cache.manifest import StoredDtype, check_teacher_key
-from cache.plan import StoreFormat, StorePlan, TeacherPlan, format_of
+from cache.plan import StoreFormat, StorePlan, TeacherPlan
 from cache.repair import Repair
 from cache.samples import SampleEntry
 from cache.writer import StoreWriter, open_writer, refuse_other_images
@@ -89,7 +89,7 @@ def extract(config: ExtractConfig) -> Extraction:
         feature_dtype=config.dtype,
         shard_samples=config.shard_samples,
         batch_size=config.batch_size,
-        format=config.format or format_of(config.out),
+        format=config.format,
     )
     if not config.repair:
         refuse_other_images(config.out, images)

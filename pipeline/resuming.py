@@ -13,9 +13,15 @@ from pipeline.checkpoint import LATEST, Checkpoint, load_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.progress import say
 
-# What may change between two sittings: where things are, not what is computed. A store that was moved is compared by
-# its fingerprints.
-_FREE: dict[str, Any] = {"device": True, "workers": True, "voc_root": True, "distillation": {"store": True}}
+# What may change between two sittings: where things are, not what is computed. Stores that were moved are compared by
+# the fingerprints of what is read of them.
+_FREE: dict[str, Any] = {
+    "device": True,
+    "workers": True,
+    "residency": True,
+    "voc_root": True,
+    "distillation": {"stores", "expect_fingerprints"},
+}
 
 
 def refuse_taken_name(config: TrainConfig) -> None:
@@ -36,11 +42,25 @@ def find_resumable(config: TrainConfig) -> Checkpoint | None:
     path, begun = config.checkpoint_dir / LATEST, config.run_dir / "config.json"
     if path.exists() or not begun.exists():
         checkpoint = load_checkpoint(path)
-        _refuse_other_settings(path, checkpoint.config, config)
+        _refuse_other_settings(path, as_chosen(checkpoint.config, checkpoint), as_chosen(config, checkpoint))
         return checkpoint
     _refuse_other_settings(begun, _read_config(begun), config)
     say(f"run {config.run_name} ended before its first epoch did: starting anew")
     return None
+
+
+def as_chosen(config: TrainConfig, checkpoint: Checkpoint | None) -> TrainConfig:
+    """Return a run's configuration with the teachers named that its checkpoint was distilled from.
+
+    A store may have got further teachers since: what was the only choice then must not be an open one now.
+    """
+    teachers = {} if checkpoint is None else checkpoint.targets.get("teachers", {})
+    distillation = config.distillation
+    named = {
+        "feature_teacher": distillation.feature_teacher or teachers.get("features"),
+        "logit_teacher": distillation.logit_teacher or teachers.get("logits"),
+    }
+    return config.model_copy(update={"distillation": distillation.model_copy(update=named)})
 
 
 def _read_config(path: Path) -> TrainConfig:
@@ -65,15 +85,32 @@ def _refuse_other_settings(path: Path, stored: TrainConfig, asked: TrainConfig) 
 def refuse_other_targets(stored: dict[str, Any], found: dict[str, Any]) -> None:
     """Raise CheckpointError naming every field in which two records of teacher targets differ.
 
-    Where a store lies, and a shard that was written again with other bytes, do not make it another store.
+    Where a store lies, what else it holds, and a shard that was written again with other bytes, do not make it another
+    store.
     """
     changed = [
         f"  {field.removeprefix('.')}: stored {old}, found {new}"
-        for field, old, new in differences(stored, found, "")
-        if field != ".store" and not field.endswith(".content")
+        for part in (_teachers, _arrays)  # what a teacher is, then the fingerprints that follow from it
+        for field, old, new in differences(part(stored), part(found), "")
     ]
     if changed:
         raise CheckpointError(
             "\n".join(["the run was started against other teacher targets:", *changed]),
-            hint="give the store it was started with, or start a new run with another --run-name",
+            hint="give the stores it was started with, in their order, or start a new run with another --run-name",
         )
+
+
+def _teachers(record: dict[str, Any]) -> dict[str, Any]:
+    named = {f"{key}.identity": identity for key, identity in record.get("identities", {}).items()}
+    return {name: value for name, value in record.items() if name not in ("identities", "stores")} | named
+
+
+def _arrays(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what was read of each store, by its number: without its path, its other arrays, and its shards' bytes."""
+    return {
+        f"stores[{number}]": {
+            path: {name: value for name, value in array.items() if name != "content"}
+            for path, array in store["arrays"].items()
+        }
+        for number, store in enumerate(record.get("stores", []), start=1)
+    }

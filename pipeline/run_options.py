@@ -39,7 +39,7 @@ def live_teachers(teachers: Sequence[str], weights: dict[str, Path], untrained: 
 
 
 def _distillation(options: dict[str, Any]) -> Distillation:
-    store, live = options.pop("cached_teachers"), options.pop("distill")
+    stores, live = tuple(options.pop("cached_teachers")), options.pop("distill")
     teachers = tuple(options.pop("teachers"))
     chosen = _take(options, Distillation.model_fields)
     weights, untrained = chosen.pop("weights"), chosen.pop("untrained")
@@ -49,8 +49,8 @@ def _distillation(options: dict[str, Any]) -> Distillation:
             hint="add --distill, or drop their options; of a store's teachers, choose with --feature-teacher and"
             " --logit-teacher",
         )
-    if store is not None:
-        return Distillation(source="store", store=store, **chosen)
+    if stores:
+        return Distillation(source="store", stores=stores, **chosen)
     if live:
         base = live_teachers(teachers, weights, untrained)
         return base.model_copy(update=Distillation(**chosen).model_dump(include=set(chosen)))

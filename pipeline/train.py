@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +34,9 @@ from pipeline.optimisation import build_optimizer, clip_gradients, learning_rate
 from pipeline.progress import progress, say
 from pipeline.randomness import stream_seed, torch_stream
 from pipeline.recorder import Recorder
-from pipeline.resuming import find_resumable, refuse_other_targets, refuse_taken_name
-from pipeline.targets import LiveTargets, StoredTargets, TargetSource, TeacherTargets, views_drawn
+from pipeline.resuming import as_chosen, find_resumable, refuse_other_targets, refuse_taken_name
+from pipeline.stored_targets import StoredTargets
+from pipeline.targets import LiveTargets, TargetSource, TeacherTargets, views_drawn
 from students.detector import Student, StudentOutput, build_student
 
 _STEPS_BETWEEN_SCALARS = 20
@@ -101,7 +103,8 @@ class Trainer:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         seen = 0
         start = time.monotonic()
-        with progress(f"epoch {epoch + 1}/{self.config.recipe.epochs}", len(self.records)) as tick:
+        following = nullcontext() if self.source is None else self.source.following(list(self.batches))
+        with following, progress(f"epoch {epoch + 1}/{self.config.recipe.epochs}", len(self.records)) as tick:
             batches = iter(loader)
             while True:
                 waited = time.monotonic()
@@ -204,7 +207,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     records = read_voc(config.voc_root, config.voc_sets, config.limit)
     val_records = read_voc(config.voc_root, config.val_sets)
     test_records = read_voc(config.voc_root, config.test_sets) if config.test_sets else []
-    trainer = Trainer(config, records, device, target_source(config, records, device))
+    trainer = Trainer(config, records, device, target_source(as_chosen(config, latest), records, device))
     if latest is not None:
         trainer.restore(latest)
     for path in (config.run_dir, config.checkpoint_dir):
@@ -309,8 +312,7 @@ def target_source(config: TrainConfig, records: list[ImageRecord], device: torch
     if distillation.source == "none":
         return None
     if distillation.source == "store":
-        assert distillation.store is not None
-        return StoredTargets(distillation.store, distillation, records, views_drawn(config.recipe.flip), device)
+        return StoredTargets(distillation, records, views_drawn(config.recipe.flip), device, config.residency)
     teachers = build_teachers(distillation.teachers, distillation.weights, distillation.untrained, device)
     return LiveTargets(teachers, distillation, records, device)
 

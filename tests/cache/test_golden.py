@@ -16,6 +16,7 @@ from cache.catalog import read_catalog
 from cache.plan import StorePlan, TeacherPlan
 from cache.reader import TeacherStore
 from cache.samples import SampleEntry
+from cache.selection import Selection
 from cache.summary import summarise
 from cache.verify import find_problems
 from cache.writer import open_writer
@@ -61,7 +62,7 @@ def test_every_value_is_read(view: str) -> None:
 def test_text_embeddings_and_statistics_are_read() -> None:
     store = TeacherStore(GOLDEN)
     np.testing.assert_array_equal(store.text_embeddings("golden_logits"), TEXT)
-    mean, std = store.channel_statistics("golden_features", [0, 2])
+    mean, std = Selection([store], ["VOC2007/000012", "VOC2007/000023"]).channel_statistics("golden_features")
     # Over samples 0 and 2: n averages 1, i/2 averages 1/4, j/4 averages 1/8; variances 1, 1/16 and 1/64.
     np.testing.assert_allclose(mean, 1.375 + np.arange(3) / 8)
     np.testing.assert_allclose(std, np.sqrt(1 + 1 / 16 + 1 / 64), rtol=1e-6)

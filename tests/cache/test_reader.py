@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import pickle
 import shutil
@@ -13,10 +15,14 @@ import google_crc32c
 import numpy as np
 import pytest
 
+import cache.file_map
+import cache.mapped_shard
 import cache.reader
+from cache.file_map import num_maps
+from cache.int8 import quantise
 from cache.layout import sample_array
-from cache.reader import TargetReader, TeacherStore
-from data.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreStaleError
+from cache.reader import TeacherStore, read_features
+from data.errors import StoreCorruptError, StoreError, StoreIncompleteError
 from data.geometry import VIEWS
 
 if TYPE_CHECKING:
@@ -116,34 +122,6 @@ class TestGather:
         message = r"expected out of shape \(2, 3, 2, 5\), found"
         with pytest.raises(ValueError, match=message):
             store.array("dino", "original", "features").gather([0, 1], out=np.zeros(shape, "<f2"))
-        with pytest.raises(ValueError, match=message):
-            store.targets("dino", "features", VIEWS).gather([0, 1], list(VIEWS), out=np.zeros(shape, "<f2"))
-
-    def test_every_row_may_come_from_another_view(self, whole_store: Path, stores: TinyStores) -> None:
-        targets = TeacherStore(whole_store).targets("dino", "features", VIEWS)
-        views = ["hflip", "original", "hflip"]
-        out = np.empty((3, 3, 2, 5), dtype="<f2")
-        targets.prefetch([4, 4, 0], views)  # type: ignore[arg-type]
-        assert targets.gather([4, 4, 0], views, out=out) is out  # type: ignore[arg-type]
-        expected = [
-            stores.values("dino", view, "features", [row])[0] for row, view in zip([4, 4, 0], views, strict=True)
-        ]
-        np.testing.assert_array_equal(out, np.stack(expected).astype("<f2"))
-        assert targets.sample_shape == (3, 2, 5)
-        assert targets.dtype == np.dtype("<f2")
-
-    def test_a_view_for_every_row_is_needed(self, whole_store: Path) -> None:
-        with pytest.raises(ValueError, match="shorter"):
-            TeacherStore(whole_store).targets("dino", "features", VIEWS).gather([0, 1], ["original"])
-
-    def test_views_of_different_dtypes_are_not_mixed(self, whole_store: Path, stores: TinyStores) -> None:
-        wide = stores.build(stores.plan(feature_dtype="float32"), "wide.zarr")
-        readers = {
-            "original": TeacherStore(whole_store).array("dino", "original", "features"),
-            "hflip": TeacherStore(wide).array("dino", "hflip", "features"),
-        }
-        with pytest.raises(StoreStaleError, match="float32"):
-            TargetReader(readers)  # type: ignore[arg-type]
 
 
 class TestIncomplete:
@@ -207,18 +185,23 @@ class TestDamage:
 
     def test_a_sample_is_checked_once_a_process(self, whole_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checked: list[int] = []
-        real = cache.reader._MappedShard.matches_checksum
+        real = cache.mapped_shard.MappedShard.matches_checksum
 
         def counted(mapped: Any, position: int) -> bool:
             checked.append(position)
             return real(mapped, position)
 
-        monkeypatch.setattr(cache.reader._MappedShard, "matches_checksum", counted)
-        monkeypatch.setattr(cache.reader, "_MAX_MAPS", 1)
+        monkeypatch.setattr(cache.mapped_shard.MappedShard, "matches_checksum", counted)
+        monkeypatch.setattr(cache.reader, "MAX_MAPS", 0)
         reader = reader_of(whole_store)
         for row in (0, 6, 1, 3, 0, 6, 1):  # every shard is mapped anew, no sample is checked anew
             reader.read(row)
         assert checked == [0, 0, 1, 0]
+
+    def test_a_copied_sample_is_checked_too(self, store: Path) -> None:
+        flip(store / SHARD_0, CHUNK + 7)
+        with pytest.raises(StoreCorruptError, match="shard 0, sample 1: checksum fails"):
+            reader_of(store).gather([0, 2, 1])
 
     @pytest.mark.parametrize("size", [0, 10, -1])
     def test_a_truncated_file_is_refused(self, store: Path, size: int) -> None:
@@ -281,16 +264,6 @@ class TestDamage:
 
 
 class TestMoments:
-    def test_statistics_are_those_of_the_stored_values_of_the_given_rows(
-        self, whole_store: Path, features: np.ndarray[Any, Any]
-    ) -> None:
-        for rows in (range(7), [5, 0, 3], [2]):
-            cells = features[list(rows)].astype(np.float64).reshape(-1, 5)
-            mean, std = TeacherStore(whole_store).channel_statistics("dino", rows)
-            assert mean.dtype == std.dtype == np.float32
-            np.testing.assert_allclose(mean, cells.mean(axis=0), rtol=1e-6, atol=1e-7)
-            np.testing.assert_allclose(std, cells.std(axis=0), rtol=1e-6)
-
     def test_stored_moments_are_sums_over_a_samples_cells(
         self, whole_store: Path, features: np.ndarray[Any, Any]
     ) -> None:
@@ -303,14 +276,43 @@ class TestResources:
     def test_maps_are_dropped_beyond_the_limit(
         self, whole_store: Path, features: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cache.reader, "_MAX_MAPS", 2)
+        gc.collect()
+        before = num_maps()
+        monkeypatch.setattr(cache.reader, "MAX_MAPS", before + 2)
         reader = reader_of(whole_store)
-        descriptors = len(open_descriptors())
         kept = reader.read(0)
         for row in [*range(7)] * 3:
             np.testing.assert_array_equal(reader.read(row), features[row])
-            assert len(open_descriptors()) <= descriptors + 3  # two maps, and the one that `kept` holds
+            assert num_maps() <= before + 3  # two maps, and the one that `kept` holds
         np.testing.assert_array_equal(kept, features[0])
+        del kept
+        reader.close()
+        assert num_maps() == before
+
+    def test_a_store_of_far_more_shards_than_maps_is_served(
+        self, stores: TinyStores, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In random order, every shard again and again."""
+        store = stores.build(stores.plan(40, teachers=["dino"], views=["original"], shard_samples=1))
+        expected = stores.values("dino", "original", "features", range(40)).astype("<f2")
+        gc.collect()
+        before = num_maps()
+        monkeypatch.setattr(cache.reader, "MAX_MAPS", before + 4)
+        reader = reader_of(store)
+        rows = np.random.default_rng(0).integers(0, 40, 500).tolist()
+        np.testing.assert_array_equal(reader.gather(rows), expected[rows])
+        assert num_maps() <= before + 4
+
+    def test_maps_hold_no_descriptor(self, whole_store: Path) -> None:
+        """Else a store of many shards would need more of them than a process may usually open."""
+        descriptors = open_descriptors()
+        reader = reader_of(whole_store)
+        reader.gather(range(7))
+        assert open_descriptors() == descriptors
+        mapped = Path("/proc/self/maps").read_text()
+        assert all(f"features/c/{shard}/0/0/0" in mapped for shard in range(3))
+        reader.close()
+        assert str(whole_store) not in Path("/proc/self/maps").read_text()
 
     def test_no_descriptor_stays_open(self, whole_store: Path, store: Path) -> None:
         descriptors = open_descriptors()
@@ -326,26 +328,58 @@ class TestResources:
         assert open_descriptors() == descriptors
 
     def test_a_failing_map_is_told_in_plain_words(self, whole_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: Any, **__: Any) -> None:
-            raise OSError(12, "Cannot allocate memory")
+        def refuse(*_: Any) -> None:
+            ctypes.set_errno(12)
 
-        monkeypatch.setattr(cache.reader.mmap, "mmap", refuse)
+        monkeypatch.setattr(cache.file_map, "_MMAP", refuse)
         with pytest.raises(StoreError, match="cannot be mapped: Cannot allocate memory"):
             reader_of(whole_store).read(0)
 
-    def test_readers_pickle_small_and_read_on(self, stores: TinyStores) -> None:
-        """At 16,551 samples too: neither maps nor anything that grows with the samples travels."""
-        plan = stores.plan(16_551, teachers=["clip"], shard_samples=1024)
-        targets = TeacherStore(stores.build(plan, limit=2)).targets("clip", "logits", VIEWS)
-        expected = targets.gather([0, 1], list(VIEWS))
-        pickled = pickle.dumps(targets)
-        assert len(pickled) < 20_000
-        np.testing.assert_array_equal(pickle.loads(pickled).gather([0, 1], list(VIEWS)), expected)
+    def test_readers_pickle_small_and_read_on(self, stores: TinyStores, whole_store: Path) -> None:
+        """At 16,551 samples too: neither maps nor anything that grows with samples or shards travels."""
+        plan = stores.plan(16_551, teachers=["clip"], views=["original"], shard_samples=64)
+        store = TeacherStore(stores.build(plan, limit=2))
+        reader = store.array("clip", "original", "logits")
+        expected = reader.gather([0, 1])
+        assert len(store.row_of_id) == 16_551
+        for opened in (reader, store):
+            assert len(pickle.dumps(opened)) < 10_000
+        of_seven = reader_of(whole_store, "logits")
+        of_seven.gather([0, 1])
+        assert abs(len(pickle.dumps(reader)) - len(pickle.dumps(of_seven))) < 100
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).gather([0, 1]), expected)
+        again = pickle.loads(pickle.dumps(store))
+        np.testing.assert_array_equal(again.array("clip", "original", "logits").gather([0, 1]), expected)
 
-    def test_importing_the_reader_imports_no_heavy_library(self) -> None:
-        code = "import sys, cache.reader, cache.summary, cache.verify; print(*{m.split('.')[0] for m in sys.modules})"
+    def test_reading_imports_no_heavy_library(self, whole_store: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path; import cache.summary, cache.verify, cache.residency\n"
+            "from cache.reader import TeacherStore, read_features; from cache.selection import Selection\n"
+            f"store = TeacherStore(Path({str(whole_store)!r})); read_features(store, 'dino', 'hflip', 3)\n"
+            "selection = Selection([store], ['VOC2007/000001']); selection.channel_statistics('dino')\n"
+            "print(*{m.split('.')[0] for m in sys.modules})"
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         assert not {"zarr", "h5py", "torch", "PIL", "filelock"} & set(done.stdout.split())
+
+
+class TestFeaturesAsNumbers:
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_floats_are_what_they_are(self, stores: TinyStores, dtype: str) -> None:
+        store = TeacherStore(stores.build(stores.plan(2, teachers=["dino"], feature_dtype=dtype)))
+        found = read_features(store, "dino", "hflip", 1)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, stores.values("dino", "hflip", "features", [1])[0].astype(dtype))
+
+    def test_int8_is_multiplied_by_its_scales(self, stores: TinyStores) -> None:
+        store = TeacherStore(stores.build(stores.plan(4, teachers=["dino"], feature_dtype="int8")))
+        said = stores.values("dino", "original", "features", [3])
+        q, channel, token = (values[0] for values in quantise(said))
+        found = read_features(store, "dino", "original", 3)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, said[0], atol=0.02)
+        for i, j, c in np.ndindex(found.shape):
+            assert found[i, j, c] == np.float32(np.float32(q[i, j, c]) * token[i, j]) * channel[c]
 
 
 def test_the_layout_of_every_array_is_known_without_opening_a_shard(whole_store: Path) -> None:

@@ -24,28 +24,32 @@ from data.geometry import VIEWS
 
 ROWS = [6, 0, 3, 5]
 
-def work(targets, queue, rows):
-    queue.put(hashlib.sha256(targets.gather(rows, [VIEWS[row % 2] for row in rows]).tobytes()).hexdigest())
+def work(readers, queue, rows):
+    samples = [readers[VIEWS[row % 2]].gather([row]) for row in rows]
+    queue.put(hashlib.sha256(b"".join(sample.tobytes() for sample in samples)).hexdigest())
 
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[2])
-    targets = TeacherStore(Path(sys.argv[1])).targets("dino", "features", VIEWS)
+    store = TeacherStore(Path(sys.argv[1]))
+    readers = {view: store.array("dino", view, "features") for view in VIEWS}
     for touched_before in (False, True):  # maps that are open in the parent must serve its children too
         queue = context.Queue()
-        workers = [context.Process(target=work, args=(targets, queue, ROWS)) for _ in range(2)]
+        workers = [context.Process(target=work, args=(readers, queue, ROWS)) for _ in range(2)]
         for worker in workers:
             worker.start()
         said = [queue.get(timeout=60) for _ in workers]
         for worker in workers:
             worker.join()
             assert worker.exitcode == 0
-        work(targets, queue, ROWS)
+        work(readers, queue, ROWS)
         assert {*said, queue.get(timeout=60)} == {said[0]}
     print(said[0])
 """
 
 
-@pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
+@pytest.mark.parametrize(
+    "method", sorted({"fork", "spawn", "forkserver"} & set(multiprocessing.get_all_start_methods()))
+)
 def test_workers_read_what_the_parent_reads(whole_store: Path, stores: TinyStores, tmp_path: Path, method: str) -> None:
     script = tmp_path / "workers.py"
     script.write_text(SCRIPT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.geometry import View
+from data.geometry import VIEWS, View
 from data.records import ImageRecord
 from pipeline.checkpoint import LATEST, load_checkpoint
-from pipeline.config import Distillation, Recipe, TrainConfig
+from pipeline.config import Distillation, Recipe, Residency, TrainConfig
 from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded
 from pipeline.extract import ExtractConfig
+from pipeline.stored_targets import StoredTargets
 from pipeline.train import Trainer
 from students.config import StudentConfig
 
@@ -65,8 +67,19 @@ def small_run(voc_root: Path, folder: Path, name: str = "run", **changes: Any) -
     return TrainConfig(**{**settings, **changes})
 
 
-def from_store(store: Path, **weights: Any) -> Distillation:
-    return Distillation(source="store", store=store, **weights)
+def from_store(*stores: Path, **weights: Any) -> Distillation:
+    return Distillation(source="store", stores=stores, **weights)
+
+
+def stored_targets(
+    *stores: Path,
+    records: list[ImageRecord],
+    views: Sequence[View] = VIEWS,
+    residency: Residency = "mmap",
+    **settings: Any,
+) -> StoredTargets:
+    """The stores' targets of the records on the CPU. `settings` are fields of the distillation."""
+    return StoredTargets(from_store(*stores, **settings), records, views, torch.device("cpu"), residency)
 
 
 def load(records: list[ImageRecord], views: list[View], **settings: Any) -> LoadedBatch:

@@ -7,6 +7,7 @@ import pytest
 
 from data.errors import StoreIncompleteError
 from pipeline.config import Distillation
+from pipeline.convert import ConvertConfig, convert
 from pipeline.debug_batch import Losses, debug_batch, losses_table
 from pipeline.extract import extract
 from tests.pipeline.small_runs import TINY_TEACHERS, extraction, from_store, small_run
@@ -57,6 +58,31 @@ class TestItIsTheSame:
         assert half["store"]["feature of a mimic"] < 1e-6
         assert single["store"]["feature of a mimic"] < 1e-9
         assert abs(half["store"]["logit of a mimic"]) < 1e-5
+
+
+class TestDerivedAndJoinedStores:
+    """The mimic of the live teacher has no loss to speak of, the wrong view has a large one."""
+
+    def test_int8(self, devkit: Path, tmp_path: Path) -> None:
+        store = extract(extraction(devkit, tmp_path / "s.zarr", dtype="int8")).store
+        columns = compare(devkit, store, tmp_path)
+        assert miss(columns, "store", "feature") < 1e-2
+        assert columns["store"]["feature of a mimic"] < 1e-3
+        assert columns["wrong view"]["feature of a mimic"] > 10 * 1e-2
+
+    def test_the_components_of_a_pca(self, devkit: Path, store: Path, tmp_path: Path) -> None:
+        """What the live teacher says is projected on the store's basis first."""
+        convert(ConvertConfig(source=store, out=tmp_path / "s.zarr", pca=8))
+        columns = compare(devkit, tmp_path / "s.zarr", tmp_path)
+        assert columns["store"]["feature of a mimic"] < 1e-5
+        assert columns["wrong view"]["feature of a mimic"] > 10 * 1e-2
+
+    def test_teachers_from_two_stores(self, devkit: Path, half: dict[str, Losses], tmp_path: Path) -> None:
+        stores = [
+            extract(extraction(devkit, tmp_path / f"{name}.zarr", teachers=(name,))).store for name in TINY_TEACHERS
+        ]
+        columns = compare(devkit, stores[0], tmp_path, distillation=from_store(*stores))
+        assert columns == half
 
 
 class TestTheWrongViewIsNot:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+import features.tiny
 import pipeline.train
+from cache.reader import TeacherStore
 from data.errors import CheckpointError
 from pipeline.checkpoint import BEST, LATEST, load_checkpoint
 from pipeline.config import TrainConfig
@@ -169,6 +171,66 @@ class TestResuming:
         with pytest.raises(CheckpointError, match="other teacher targets") as caught:
             train(config, resume=True)
         assert caught.value.exit_code == 3
+        assert "\n  stores[1].tiny_dino/hflip/features.dtype: stored float16, found float32\n" in caught.value.message
+        fingerprint = TeacherStore(store).catalog.fingerprints["tiny_dino/hflip/features"]
+        assert "stores[1].tiny_dino/hflip/features.fingerprint: stored " in caught.value.message
+        assert f", found {fingerprint}\n" in caught.value.message
+
+    def test_another_teacher_under_the_same_key_is_told_by_the_field_that_differs(
+        self, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = extract(extraction(devkit, tmp_path / "s.zarr", limit=4)).store
+        config = killed(devkit, store, tmp_path, 2)
+        shutil.rmtree(store)
+        identity = features.tiny.TinyDinoTeacher.identity
+        monkeypatch.setattr(
+            features.tiny.TinyDinoTeacher, "identity", lambda teacher: {**identity(teacher), "layer": "one before"}
+        )
+        extract(extraction(devkit, store, limit=4))
+        layer = load_checkpoint(config.checkpoint_dir / LATEST).targets["identities"]["tiny_dino"]["layer"]
+        with pytest.raises(CheckpointError) as caught:
+            train(config, resume=True)
+        cause = f"\n  tiny_dino.identity.layer: stored {layer}, found one before\n"
+        assert f"{cause}  stores[1].tiny_dino/hflip/features.fingerprint: stored " in caught.value.message
+
+    def test_stores_in_another_order_are_other_targets(
+        self, devkit: Path, store: Path, store32: Path, tmp_path: Path
+    ) -> None:
+        one = extract(extraction(devkit, tmp_path / "dino.zarr", teachers=("tiny_dino",), limit=4)).store
+        other = extract(extraction(devkit, tmp_path / "clip.zarr", teachers=("tiny_clip",), limit=4)).store
+        config = run_of(devkit, store, tmp_path).model_copy(update={"distillation": from_store(one, other)})
+        with pytest.MonkeyPatch.context() as patched:
+            stop_in_epoch(patched, 2)
+            with pytest.raises(PulledPlugError):
+                train(config)
+        swapped = config.model_copy(update={"distillation": from_store(other, one)})
+        with pytest.raises(CheckpointError, match="in their order") as caught:
+            train(swapped, resume=True)
+        assert "stores[1].tiny_clip/hflip/logits: stored None, found {" in caught.value.message
+        assert train(config, resume=True)["steps"] == 4
+
+    def test_a_teacher_that_was_added_leaves_the_choice_as_it_was(self, devkit: Path, tmp_path: Path) -> None:
+        store = extract(extraction(devkit, tmp_path / "s.zarr", limit=4)).store
+        config = killed(devkit, store, tmp_path, 2)
+        extract(extraction(devkit, store, teachers=("tiny_dino", "another=tiny_dino", "tiny_clip"), limit=4))
+        named = config.model_copy(update={"distillation": from_store(store, feature_teacher="another")})
+        with pytest.raises(CheckpointError, match="feature_teacher: stored tiny_dino, found another"):
+            train(named, resume=True)
+        result = train(config, resume=True)
+        assert result["targets"]["teachers"] == {"features": "tiny_dino", "logits": "tiny_clip"}
+        assert result["config"]["distillation"]["feature_teacher"] is None
+        again = config.model_copy(update={"distillation": from_store(store, feature_teacher="tiny_dino")})
+        assert train(again, resume=True)["steps"] == 4
+
+    @pytest.mark.parametrize("residency", ["ram", "device"])
+    def test_targets_may_be_held_elsewhere(
+        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any], residency: str
+    ) -> None:
+        config = killed(devkit, store, tmp_path, 2)
+        fingerprint = TeacherStore(store).catalog.fingerprint
+        update = {"residency": residency, "distillation": from_store(store, expect_fingerprints=(fingerprint,))}
+        assert train(config.model_copy(update=update), resume=True)["config"]["residency"] == residency
+        assert equal(weights_of(config), weights_of(whole[0]))
 
     def test_a_view_that_is_not_read_may_be_added(self, devkit: Path, tmp_path: Path) -> None:
         store = extract(extraction(devkit, tmp_path / "s.zarr", views=("original",))).store

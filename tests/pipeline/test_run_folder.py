@@ -76,7 +76,7 @@ def test_checkpoints_hold_nothing_but_plain_values(run: tuple[TrainConfig, Any])
         content = torch.load(run[0].checkpoint_dir / name, weights_only=True)
         assert ("training" in content) == resumable
         assert content["config"]["run_name"] == "run"
-        assert set(content["targets"]["arrays"]) >= {"tiny_dino/original/features"}
+        assert set(content["targets"]["stores"][0]["arrays"]) >= {"tiny_dino/original/features"}
 
 
 def test_nothing_of_an_adapter_is_in_the_students_weights(run: tuple[TrainConfig, Any]) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ def options(folder: Path, **changes: Any) -> dict[str, Any]:
     """What the command line hands over when nothing is given."""
     given: dict[str, Any] = {
         "voc_root": Path("data/VOCdevkit"), "voc_sets": ("2007:train",), "val_sets": ("2007:val",), "test_sets": (),
-        "limit": None, "backbone": "resnet18", "backbone_weights": "imagenet", "cached_teachers": None,
+        "limit": None, "backbone": "resnet18", "backbone_weights": "imagenet", "cached_teachers": (),
+        "expect_fingerprints": (), "residency": "mmap",
         "distill": False, "teachers": (), "weights": {}, "untrained": False, "feature_teacher": None,
         "logit_teacher": None, "alpha": 1.0, "beta": 1.0, "gamma": 1.0, "temperature": 2.0, "feature_loss": "mse",
         "feature_norm": "channel", "epochs": 20, "batch_size": 8, "learning_rate": None, "flip": 0.5, "jitter": 0.0,
@@ -41,10 +43,15 @@ class TestArms:
         assert made(tmp_path, alpha=0.5).distillation.alpha == 0.5
 
     def test_a_store(self, tmp_path: Path) -> None:
-        config = made(tmp_path, cached_teachers=STORE, beta=0.5, feature_teacher="dino")
-        assert (config.distillation.source, config.distillation.store) == ("store", STORE)
+        config = made(tmp_path, cached_teachers=(STORE,), beta=0.5, feature_teacher="dino")
+        assert (config.distillation.source, config.distillation.stores) == ("store", (STORE,))
         assert (config.distillation.beta, config.distillation.feature_teacher) == (0.5, "dino")
         assert config.run_name == "resnet18-kd-b0.5-g1-s0"
+
+    def test_several_stores(self, tmp_path: Path) -> None:
+        config = made(tmp_path, cached_teachers=(STORE, Path("b.zarr")), expect_fingerprints=("0" * 64, "ABCDEF012345"))
+        assert config.distillation.stores == (STORE, Path("b.zarr"))
+        assert config.distillation.expect_fingerprints == ("0" * 64, "abcdef012345")
 
     def test_live_teachers_are_the_two_defaults_unless_named(self, tmp_path: Path) -> None:
         live = made(tmp_path, distill=True, gamma=0.0).distillation
@@ -54,18 +61,18 @@ class TestArms:
         assert (named.distillation.weights, named.distillation.untrained) == ({"a": Path("w")}, True)
 
     def test_with_both_the_store_is_used(self, tmp_path: Path) -> None:
-        config = made(tmp_path, cached_teachers=STORE, distill=True, teachers=("tiny_dino",))
+        config = made(tmp_path, cached_teachers=(STORE,), distill=True, teachers=("tiny_dino",))
         assert (config.distillation.source, config.distillation.teachers) == ("store", ())
 
     @pytest.mark.parametrize(
         "given", [{"teachers": ("tiny_dino",)}, {"weights": {"a": Path("w")}}, {"untrained": True}]
     )
-    @pytest.mark.parametrize("store", [None, STORE])
+    @pytest.mark.parametrize("stores", [(), (STORE,)])
     def test_live_teachers_that_nobody_asked_for_are_refused(
-        self, tmp_path: Path, given: dict[str, Any], store: Path | None
+        self, tmp_path: Path, given: dict[str, Any], stores: tuple[Path, ...]
     ) -> None:
         with pytest.raises(UsageError, match="not asked for\n  next: add --distill"):
-            made(tmp_path, cached_teachers=store, **given)
+            made(tmp_path, cached_teachers=stores, **given)
 
 
 class TestNames:
@@ -91,7 +98,7 @@ class TestNames:
     ("change", "message"),
     [
         ({"beta": -1.0}, "beta: Input should be greater than or equal to 0, found -1.0"),
-        ({"beta": -1.0, "cached_teachers": STORE}, "beta: .*, found -1.0"),
+        ({"beta": -1.0, "cached_teachers": (STORE,)}, "beta: .*, found -1.0"),
         ({"gamma": -0.1, "distill": True}, "gamma: .*found -0.1"),
         ({"alpha": float("nan")}, "alpha: "),
         ({"temperature": 0.0}, "temperature: .*greater than 0, found 0.0"),
@@ -103,6 +110,20 @@ class TestNames:
         ({"seed": -1}, "seed: .*found -1"),
         ({"backbone": "resnet81"}, "backbone: expected resnet18, mobilenet_v3_small, vit_tiny or timm:NAME"),
         ({"backbone_weights": ""}, "backbone_weights: "),
+        ({"residency": "tape"}, "residency: Input should be 'mmap', 'ram' or 'device', found 'tape'"),
+        (
+            {"cached_teachers": (STORE,), "expect_fingerprints": ("abc",)},
+            "expect_fingerprints: expected 12 to 64 hexadecimal digits, found 'abc'",
+        ),
+        (
+            {"cached_teachers": (STORE,), "expect_fingerprints": ("z" * 12,)},
+            "expect_fingerprints: expected 12 to 64 hexadecimal digits, found 'zzzzzzzzzzzz'",
+        ),
+        (
+            {"cached_teachers": (STORE, STORE), "expect_fingerprints": ("0" * 12,)},
+            "expected a fingerprint for each of 2 stores, in their order, found 1",
+        ),
+        ({"expect_fingerprints": ("0" * 12,)}, "expected a fingerprint for each of 0 stores"),
     ],
     ids=str,
 )
@@ -113,5 +134,17 @@ def test_values_that_cannot_be_name_their_field(tmp_path: Path, change: dict[str
 
 
 def test_a_configuration_reads_back_from_its_json(tmp_path: Path) -> None:
-    config = made(tmp_path, cached_teachers=STORE, limit=3, workers=2).resolved()
+    config = made(tmp_path, cached_teachers=(STORE,), limit=3, workers=2).resolved()
     assert TrainConfig.model_validate_json(config.model_dump_json(indent=2)) == config
+
+
+@pytest.mark.parametrize(("written", "stores"), [("teachers.zarr", (STORE,)), (None, ())], ids=str)
+def test_a_configuration_of_version_0_1_0_is_read(
+    tmp_path: Path, written: str | None, stores: tuple[Path, ...]
+) -> None:
+    """It knew one store, and nothing of fingerprints and residency."""
+    config = made(tmp_path, cached_teachers=stores)
+    old = json.loads(config.model_dump_json())
+    del old["distillation"]["stores"], old["distillation"]["expect_fingerprints"], old["residency"]
+    old["distillation"]["store"] = written
+    assert TrainConfig.model_validate(old) == config

@@ -18,7 +18,8 @@ from pipeline.checkpoint import BEST, LATEST, load_checkpoint
 from pipeline.config import Distillation
 from pipeline.dataset import LoadedBatch
 from pipeline.extract import extract
-from pipeline.targets import StoredTargets, TeacherTargets
+from pipeline.stored_targets import StoredTargets
+from pipeline.targets import TeacherTargets
 from pipeline.train import Trainer, best_epoch, train
 from students.detector import Student
 from tests.data.tiny_devkit import TinyDevkit
@@ -71,7 +72,7 @@ class TestArmsArePaired:
         students = []
         for distillation in (Distillation(), from_store(store)):
             config = small_run(devkit, Path("unused"), distillation=distillation).resolved()
-            source = StoredTargets(store, distillation, records, ("original",), CPU) if distillation.store else None
+            source = StoredTargets(distillation, records, ("original",), CPU) if distillation.stores else None
             students.append(Trainer(config, records, CPU, source).student.state_dict())
         assert equal(*students)
 
@@ -79,7 +80,7 @@ class TestArmsArePaired:
         self, devkit: Path, store: Path, records: list[ImageRecord]
     ) -> None:
         config = small_run(devkit, Path("unused"), distillation=from_store(store)).resolved()
-        source = StoredTargets(store, config.distillation, records, ("original",), CPU)
+        source = StoredTargets(config.distillation, records, ("original",), CPU)
         adapters = []
         for seed in (1, 2):
             torch.manual_seed(seed)  # nothing may come from the global generator

@@ -1,0 +1,156 @@
+"""Targets of a training run, read from one or several teacher caches; no teacher is ever loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache.reader import TeacherStore
+from cache.residency import available_memory, populate, refuse_too_large, shard_bytes
+from cache.selected_array import SelectedArray
+from cache.selection import Selection
+from data.errors import StoreStaleError
+from data.geometry import View
+from data.records import ImageRecord
+from pipeline.byte_progress import megabytes
+from pipeline.config import Distillation, Residency
+from pipeline.dataset import LoadedBatch, SampleKey
+from pipeline.device_arrays import DeviceArrays
+from pipeline.gather_ahead import GatherAhead
+from pipeline.targets import ChannelStatistics, TargetSource, TeacherTargets, choose_teachers
+
+
+class StoredTargets(TargetSource):
+    """Targets read through memory maps, or held on the training device.
+
+    selection: which store serves which image.  choice: the teachers that are read.
+    """
+
+    def __init__(
+        self,
+        config: Distillation,
+        records: Sequence[ImageRecord],
+        views: Sequence[View],
+        device: torch.device,
+        residency: Residency = "mmap",
+    ) -> None:
+        """Open the configured stores and check that they can serve every training image in every view that is drawn.
+
+        Raises StoreMissingError, StoreIncompleteError (teachers, views, images, shards), StoreStaleError (frame,
+        fingerprint, stores that do not agree) or StoreCorruptError; UsageError where the choice of teachers is open,
+        or the targets do not fit where they shall be held.
+        """
+        self._device = device
+        stores = [TeacherStore(path) for path in config.stores]
+        _refuse_other_fingerprints(stores, config.expect_fingerprints)
+        self.selection = Selection(stores, [record.id for record in records])
+        self.choice = choose_teachers(config, self.selection.outputs, self.selection.where)
+        self._arrays = self._select(config, views)
+        self.digests = self.selection.digests
+        used = dict.fromkeys(key for key in (self.choice.features, self.choice.logits) if key is not None)
+        self._manifests = {key: self.selection.manifest(key) for key in used}
+        self.untrained = tuple(key for key, manifest in self._manifests.items() if manifest.untrained)
+        self._positions = {image_id: position for position, image_id in enumerate(self.selection.ids)}
+        self._ahead: GatherAhead | None = None
+        self._held = DeviceArrays(self._arrays, device) if residency == "device" else None
+        if residency == "ram":
+            _hold_in_memory(list(self._arrays.values()))
+
+    def _select(self, config: Distillation, views: Sequence[View]) -> dict[str, SelectedArray]:
+        arrays: dict[str, SelectedArray] = {}
+        if self.choice.features is not None:
+            arrays |= self.selection.arrays(self.choice.features, "features", views)
+            gh, gw, channels = arrays["features"].sample_shape
+            self.feature_shape = (gh, gw, channels)
+            if config.feature_norm == "channel":  # now, so that what lacks is told before anything starts
+                self.selection.arrays(self.choice.features, "moments", ("original",))
+        if self.choice.logits is not None:
+            arrays |= self.selection.arrays(self.choice.logits, "logits", views)
+        return arrays
+
+    def statistics(self) -> ChannelStatistics:
+        """Return the statistics from the stored moments of the training images."""
+        assert self.choice.features is not None
+        return ChannelStatistics.of(*self.selection.channel_statistics(self.choice.features), self._device)
+
+    @contextmanager
+    def following(self, batches: Sequence[Sequence[SampleKey]]) -> Iterator[None]:
+        """Gather the targets of these batches ahead, in a thread, unless the device holds them anyway."""
+        if self._held is not None or not self._arrays:
+            yield
+            return
+        self._ahead = GatherAhead(self._arrays, batches, self._device)
+        try:
+            yield
+        finally:
+            self._ahead.close()
+            self._ahead = None
+
+    def __call__(self, loaded: LoadedBatch) -> TeacherTargets:
+        """Return the targets of a batch, each row in the view its image is shown in."""
+        if self._ahead is not None:
+            arrays = self._ahead.take(loaded.keys)
+        else:
+            arrays = self._fetch(
+                [self._positions[image_id] for image_id in loaded.batch.ids], [key.view for key in loaded.keys]
+            )
+        return TeacherTargets(
+            features=decode_features(arrays) if "features" in arrays else None, logits=arrays.get("logits")
+        )
+
+    def _fetch(self, positions: list[int], views: list[View]) -> dict[str, Tensor]:
+        if self._held is not None:
+            return self._held.gather(positions, views)
+        return {
+            name: torch.from_numpy(array.gather(positions, views)).to(self._device)
+            for name, array in self._arrays.items()
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return what identifies the targets.
+
+        `teachers` that are distilled, `untrained` ones, their `identities` by key, and `stores`: path, fingerprint, and
+        fingerprint, content digest, shape and dtype of every array that is read.
+        """
+        return {
+            "source": "store",
+            "teachers": {"features": self.choice.features, "logits": self.choice.logits},
+            "untrained": list(self.untrained),
+            "identities": {key: manifest.identity for key, manifest in self._manifests.items()},
+            "stores": self.selection.record(self._arrays.values()),
+        }
+
+
+def decode_features(arrays: Mapping[str, Tensor]) -> Tensor:
+    """Return features as numbers, [B, Gh, Gw, C]: int8 multiplied by their scales, float32; others as they are.
+
+    arrays: `features`, with `scale_channel` [B, C] and `scale_token` [B, Gh, Gw] float32 where they are int8. Bit by
+    bit what `cache.int8.dequantise` returns, on the arrays' own device.
+    """
+    features = arrays["features"]
+    if features.dtype != torch.int8:
+        return features
+    restored = features.to(torch.float32) * arrays["scale_token"][..., None]
+    return restored * arrays["scale_channel"][:, None, None, :]
+
+
+def _hold_in_memory(arrays: Sequence[SelectedArray]) -> None:
+    needed = shard_bytes(arrays)
+    refuse_too_large("ram", needed, available_memory())
+    with megabytes("reading targets into memory", needed) as advance:
+        populate(arrays, advance)
+
+
+def _refuse_other_fingerprints(stores: Sequence[TeacherStore], expected: Sequence[str]) -> None:
+    if not expected:
+        return
+    for store, fingerprint in zip(stores, expected, strict=True):
+        if not store.catalog.fingerprint.startswith(fingerprint):
+            raise StoreStaleError(
+                f"{store.catalog.path}: expected fingerprint {fingerprint}, found {store.catalog.fingerprint}",
+                hint=f"see what it holds: python cli.py inspect-cache {store.catalog.path}",
+            )
