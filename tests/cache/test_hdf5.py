@@ -154,10 +154,10 @@ class TestReferee:
             assert json.loads(file["dino"].attrs["teachonce"])["identity"]["prompts"] == prompts
 
     def test_the_reader_of_the_decision_record_reads_every_sample(self, stores: TinyStores) -> None:
-        document = (ROOT / "docs/decisions/0008-hdf5-stores.md").read_text(encoding="utf-8")
+        document = (ROOT / "docs/cache-format-hdf5.md").read_text(encoding="utf-8")
         (code,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
         namespace: dict[str, Any] = {}
-        exec(compile(code, "0008-hdf5-stores.md", "exec"), namespace)
+        exec(compile(code, "cache-format-hdf5.md", "exec"), namespace)
         stores.build(stores.plan(format="hdf5"), "store.h5", limit=6)
         file = stores.folder / "store.h5.partial"
         for array, dtype in ((FEATURES, "<f2"), ("clip/hflip/embeddings", "<f4")):
