@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +14,13 @@ from numpy.typing import NDArray
 
 from cache.layout import CRC_BYTES, ArrayLayout
 from cache.ledger import LedgerEntry
-from cache.storage import ArrayStorage, ShardExtents
+from cache.storage import AbsentSampleError, ArrayStorage, ShardExtents
 from data.errors import StoreCorruptError, StoreError
 
 # The fallback in pure Python is three orders of magnitude slower: no store would be read in time.
 if google_crc32c.implementation != "c":
     raise ImportError("google-crc32c has no compiled implementation here; reinstall it for this platform")
 _READ_AT_ONCE = 1 << 22
-# A container that refuses a shard names the sample in words alone.
-_ABSENT_SAMPLE = re.compile(r"sample (\d+) was never written")
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,7 @@ def check_shard(storage: ArrayStorage, entry: LedgerEntry) -> list[ShardProblem]
     except FileNotFoundError:
         return [ShardProblem(None, "committed, but its file is missing")]
     except StoreError as error:
-        absent = _ABSENT_SAMPLE.search(error.message)
-        row = None if absent is None else int(absent[1])
+        row = error.row if isinstance(error, AbsentSampleError) else None
         return [ShardProblem(row, error.message.removeprefix(f"{storage.where(entry.shard)}: "))]
     return []
 

@@ -18,6 +18,15 @@ from cache.canonical import Json
 from cache.layout import ArrayLayout
 from cache.ledger import LedgerEntry
 from cache.manifest import RootManifest, TeacherParts, ViewManifest
+from data.errors import StoreCorruptError
+
+
+class AbsentSampleError(StoreCorruptError):
+    """A committed shard lacks one of its samples; row: its row in the store."""
+
+    def __init__(self, message: str, *, row: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.row = row
 
 
 @dataclass(frozen=True)

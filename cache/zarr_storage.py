@@ -26,7 +26,7 @@ from cache.files import (
 from cache.layout import ABSENT, CRC_BYTES, SAMPLES_FILE, ArrayLayout, group_metadata
 from cache.ledger import LedgerEntry, merge_ledgers, read_ledgers
 from cache.shard import crc32c
-from cache.storage import ArrayStorage, ShardExtents, Storage
+from cache.storage import AbsentSampleError, ArrayStorage, ShardExtents, Storage
 from data.errors import StoreCorruptError, StoreMissingError
 
 PROVENANCE_FILE = "provenance.jsonl"
@@ -231,7 +231,7 @@ def _check_index(index: NDArray[np.uint64], layout: ArrayLayout, first: int, cou
     absent = (index == ABSENT).all(axis=1)
     if absent[:count].any():
         row = first + int(np.argmax(absent[:count]))
-        raise StoreCorruptError(f"{where}: the shard index says that sample {row} was never written")
+        raise AbsentSampleError(f"{where}: the shard index says that sample {row} was never written", row=row)
     if not absent[count:].all():
         raise StoreCorruptError(f"{where}: the shard index names samples past the end of the array")
     length = layout.chunk_bytes

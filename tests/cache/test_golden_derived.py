@@ -1,4 +1,4 @@
-"""A derived store of format 1, one principal component as int8, written once and kept: every later version must read it.
+"""A derived store of format 1, one principal component as int8, written once and kept: later versions must read it.
 
 It was made by `make` from the golden store, whose features are n + i/2 + j/4 + c/8: all channels rise alike, so one
 component, (1, 1, 1) / √3, holds everything. Its values follow from that, not from a run of ours.
