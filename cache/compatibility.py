@@ -53,7 +53,7 @@ def refuse_other_teacher(path: Path, stored: StoredTeacher, asked: TeacherPlan) 
     pca = asked.manifest().pca
     refuse_other_basis(path, stored, None if pca is None else pca.model_dump(mode="json"))
     cosine = stored.manifest.probe.cosine(asked.probe)
-    if cosine < MIN_PROBE_COSINE:
+    if not cosine >= MIN_PROBE_COSINE:  # nor one that is no number
         raise StoreStaleError(
             f"{path}: {asked.key} no longer says what it said when the store was made: its output on the fixed probe"
             f" image has cosine {cosine:.6f} to the stored one (expected ≥ {MIN_PROBE_COSINE})",

@@ -146,10 +146,14 @@ def write_all(descriptor: int, group: list[memoryview]) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line by a single write and flush it; the folder too where the file is new."""
+    """Append one line by a single write and flush it; the folder too where the file is new.
+
+    What an earlier call left of a line that the disk refused goes first, or it would spoil the new one.
+    """
     created = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
+        _cut_to_whole_lines(descriptor)
         if os.write(descriptor, line) != len(line):
             raise OSError(errno.ENOSPC, "a line was written only in part", str(path))
         sync_file(descriptor)
@@ -157,6 +161,23 @@ def append_line(path: Path, line: bytes) -> None:
         os.close(descriptor)
     if created:
         sync_folder(path.parent)
+
+
+def _cut_to_whole_lines(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        os.ftruncate(descriptor, os.pread(descriptor, size, 0).rfind(b"\n") + 1)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing; each name is flushed, so that it outlives a power cut."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
 
 
 @contextmanager

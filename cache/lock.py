@@ -6,13 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cache.files import writing
+from cache.files import make_folders, writing
 from data.errors import StoreLockedError
 
 
@@ -25,14 +25,20 @@ def exclusive(store: Path) -> Iterator[None]:
     holder = store.with_name(f"{store.name}.lock.json")
     lock = FileLock(store.with_name(f"{store.name}.lock"))
     with writing(f"{store}.lock"):
-        store.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(store.parent)
         _acquire(lock, store, holder)
     try:
         with writing(str(holder)):
             holder.write_text(_note(), encoding="utf-8")
         yield
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what counts
+            holder.unlink(missing_ok=True)
+        raise
+    else:
+        with writing(str(holder)):
+            holder.unlink(missing_ok=True)
     finally:
-        holder.unlink(missing_ok=True)
         lock.release()
 
 

@@ -85,6 +85,8 @@ class ArrayReader:
 
         Raises ValueError for an `out` of another shape, else as `read`.
         """
+        if out is None and len(rows):
+            self.read(rows[0])  # a store may claim any shape: no memory before a file has shown that size
         out = buffer(self.layout, len(rows), out)
         for position, row in enumerate(rows):
             self.copy(row, out, position)

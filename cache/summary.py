@@ -15,7 +15,7 @@ from cache.commands import derivation_command, writing_command
 from cache.layout import SCALES, ArrayLayout
 from cache.ledger import content_digest
 from cache.runs import Cost, array_fidelity, teacher_cost, total_cost
-from cache.training_gaps import Gap, find_gaps, uncommitted
+from cache.training_gaps import Gap, find_gaps, num_missing
 from cache.value_statistics import ArrayStatistics, view_statistics
 from cache.verify import Ledger, Problem, read_ledgers
 from data.errors import StoreError
@@ -121,7 +121,7 @@ def _arrays(catalog: Catalog, teacher: StoredTeacher, ledgers: Mapping[str, Ledg
 
 
 def _array(catalog: Catalog, layout: ArrayLayout, ledger: Ledger) -> dict[str, Json]:
-    missing = sum(layout.shard_range(shard)[1] for shard in uncommitted(layout, ledger))
+    missing = num_missing(layout, ledger.entries)
     return {
         "path": layout.path,
         "shape": list(layout.shape),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from cache.catalog import Catalog, StoredTeacher
 from cache.commands import derivation_command
@@ -49,9 +50,9 @@ def find_gaps(catalog: Catalog, ledgers: Mapping[str, Ledger], resume: str) -> l
     return gaps
 
 
-def listed(ids: Sequence[str]) -> str:
-    """Return the first ids, and how many more there are."""
-    more = len(ids) - _MAX_SHOWN
+def listed(ids: Sequence[str], count: int | None = None) -> str:
+    """Return the first ids, and how many more there are. count: of all, where only the first are given."""
+    more = (len(ids) if count is None else count) - _MAX_SHOWN
     return ", ".join(ids[:_MAX_SHOWN]) + (f", … {more:,} more" if more > 0 else "")
 
 
@@ -80,18 +81,27 @@ def _missing_samples(
     gaps = []
     for view, stored in teacher.views.items():
         read = [layout for name, layout in stored.layouts.items() if name != "embeddings"]
-        lost = {shard for layout in read for shard in uncommitted(layout, ledgers[layout.path])}
-        if lost:
-            rows = [row for shard in sorted(lost) for row in _rows(read[0], shard)]
+        everywhere = set.intersection(*(set(ledgers[layout.path].entries) for layout in read))
+        missing = num_missing(read[0], everywhere)
+        if missing:
             total = catalog.root.dataset.samples
-            problem = f"{view}: {len(rows):,} of {total:,} samples not committed ({listed(_ids(catalog, rows))})"
+            rows = (row for shard in uncommitted(read[0], everywhere) for row in _rows(read[0], shard))
+            first = _ids(catalog, list(islice(rows, _MAX_SHOWN)))
+            problem = f"{view}: {missing:,} of {total:,} samples not committed ({listed(first, missing)})"
             gaps.append(Gap(key, problem, f"the same command again resumes: {resume}"))
     return gaps
 
 
-def uncommitted(layout: ArrayLayout, ledger: Ledger) -> list[int]:
-    """Return the shards of an array that its ledger does not commit, ascending."""
-    return [shard for shard in range(layout.num_shards) if shard not in ledger.entries]
+def uncommitted(layout: ArrayLayout, committed: Container[int]) -> Iterator[int]:
+    """Yield the shards of an array that are not committed, ascending; a store may claim any number of them."""
+    return (shard for shard in range(layout.num_shards) if shard not in committed)
+
+
+def num_missing(layout: ArrayLayout, committed: Collection[int]) -> int:
+    """Return the number of samples of an array that are not committed."""
+    return layout.num_samples - sum(
+        layout.shard_range(shard)[1] for shard in committed if 0 <= shard < layout.num_shards
+    )
 
 
 def _rows(layout: ArrayLayout, shard: int) -> range:

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from cache.catalog import Catalog, StoredTeacher
 from cache.layout import ArrayLayout
@@ -86,7 +87,7 @@ def _read_ledger(catalog: Catalog, layout: ArrayLayout) -> Ledger:
         return Ledger({}, f"the ledger cannot be read: {error.strerror}")
     except StoreError as error:
         entries = _salvaged(storage)
-        lost = [str(shard) for shard in range(layout.num_shards) if shard not in entries]
+        lost = list(islice((str(shard) for shard in range(layout.num_shards) if shard not in entries), _MAX_SHOWN + 1))
         shown = ", ".join(lost[:_MAX_SHOWN]) + (" …" if len(lost) > _MAX_SHOWN else "")
         what = error.message.removeprefix(f"{catalog.path / layout.path}/")
         return Ledger(entries, f"{what}; no sound line commits shard {shown}" if lost else what)

@@ -273,7 +273,7 @@ def _open(path: Path, plan: StorePlan, repair: bool, progress: Callable[[int], N
             builder.sweep()
         raise
     catalog = read_catalog(path)
-    for layout in catalog.layouts():
+    for layout in [*catalog.layouts(), *(c for t in catalog.teachers.values() for c in t.constants.values())]:
         catalog.storage.array(layout).sweep()
     storages = list(_storages(catalog, plan))
     dropped = drop_damaged_shards(storages, progress) if repair else {}

@@ -61,6 +61,13 @@ class ZarrBuilder(StoreBuilder):
         _install(self._staged / teacher / view.view, self._path / teacher / view.view)
         shutil.rmtree(self._staged)
 
+    def add_array(self, layout: ArrayLayout) -> None:
+        """Build an array's empty folder, then rename it into the store."""
+        (self._staged / layout.path).parent.mkdir(parents=True)
+        _write_array(self._staged, layout)
+        _install(self._staged / layout.path, self._path / layout.path)
+        shutil.rmtree(self._staged)
+
     def sweep(self) -> None:
         """Remove every `STORE.new-<pid>`."""
         for sibling in self._path.parent.iterdir() if self._path.parent.is_dir() else ():
@@ -82,7 +89,7 @@ def write_constant(store: Path, layout: ArrayLayout, values: NDArray[np.float32]
     ZarrArray(store, layout).write_shard(0, values, rank=0)
 
 
-def write_array(store: Path, layout: ArrayLayout) -> None:
+def _write_array(store: Path, layout: ArrayLayout) -> None:
     """Write an array's metadata and the empty folders of its shards."""
     folder = store / layout.path
     folder.mkdir()
@@ -119,7 +126,7 @@ def _write_teacher(store: Path, teacher: TeacherParts, root: RootManifest) -> No
     _write_group(store / key, teacher.manifest.written())
     for name, values in teacher.constants.items():
         layout = constant_array(key, name, (values.shape[0], values.shape[1]))
-        write_array(store, layout)
+        _write_array(store, layout)
         write_constant(store, layout, values)
     for view in teacher.views.values():
         _write_view(store, key, root, view)
@@ -128,4 +135,4 @@ def _write_teacher(store: Path, teacher: TeacherParts, root: RootManifest) -> No
 def _write_view(store: Path, teacher: str, root: RootManifest, view: ViewManifest) -> None:
     _write_group(store / teacher / view.view, view.written())
     for layout in view_layouts(root, teacher, view).values():
-        write_array(store, layout)
+        _write_array(store, layout)

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 from cache.canonical import Json
 from cache.catalog import StoredTeacher, read_manifest
-from cache.files import read_json, read_regular, sync_folder, write_new
+from cache.files import make_folders, read_json, read_regular, sync_folder, write_new
 from cache.layout import SAMPLES_FILE, ArrayLayout, constant_array, group_attributes, group_metadata
 from cache.manifest import RootManifest, TeacherManifest, TeacherParts, ViewManifest
 from cache.plan import view_layouts
 from cache.reader import read_constant
-from cache.zarr_create import metadata_text, write_array, write_constant
+from cache.zarr_create import ZarrBuilder, metadata_text, write_constant
 from cache.zarr_storage import ZarrStorage
 from data.errors import StoreError, StoreStaleError
 
@@ -49,6 +49,7 @@ def _mend_teacher(storage: ZarrStorage, root: RootManifest, parts: TeacherParts)
         try:
             read_constant(storage, StoredTeacher(manifest, {}, {name: layout}), name)
         except StoreError:
+            storage.array(layout).sweep()  # what a killed repair left of it
             write_constant(storage.path, layout, values)
     for view, planned in parts.views.items():
         if (storage.path / key / view).is_dir():
@@ -98,7 +99,9 @@ def _mend_array(storage: ZarrStorage, layout: ArrayLayout) -> None:
         if folder.is_dir():
             _replace(folder / "zarr.json", metadata_text(layout.metadata()))
         else:
-            write_array(storage.path, layout)
+            ZarrBuilder(storage.path).add_array(layout)
+    for shard in range(layout.num_shards):
+        make_folders(storage.path / layout.path / layout.shard_folder(shard))
 
 
 def _digest(storage: ZarrStorage, name: str) -> str:

@@ -351,7 +351,6 @@ def test_many_repairs_restore_every_byte(store: Store) -> None:
         assert_repaired(store, name, content)
 
 
-@pytest.mark.xfail(raises=StoreWriteError, reason="the folders of shards that are gone are not made again")
 def test_a_repair_restores_folders(larger: Store) -> None:
     """Of shards and of arrays. Of a view or a teacher too: they are added again."""
     for folder in sorted(path.relative_to(larger.path) for path in larger.path.rglob("*") if path.is_dir()):

@@ -21,7 +21,7 @@ from cache.catalog import read_catalog
 from cache.reader import TeacherStore
 from cache.verify import find_problems
 from cache.writer import open_writer
-from data.errors import StoreCorruptError, StoreMissingError, StoreWriteError
+from data.errors import StoreMissingError, StoreWriteError
 from tests.cache.conftest import TinyStores
 from tests.cache.power_loss import folder_in_memory
 
@@ -284,12 +284,7 @@ def test_a_line_that_is_cut_is_refused_and_never_counts(writer: Writer, line: in
 
 
 @pytest.mark.parametrize("line", [0, 1, 60, 129])
-def test_a_commit_that_was_refused_may_be_tried_again_by_the_same_writer(
-    request: pytest.FixtureRequest, writer: Writer, line: int
-) -> None:
-    if writer.format == "zarr" and line:
-        reason = "the line is appended to what is left of the cut one, which then stands damaged before a good one"
-        request.applymarker(pytest.mark.xfail(raises=StoreCorruptError, reason=reason))
+def test_a_commit_that_was_refused_may_be_tried_again_by_the_same_writer(writer: Writer, line: int) -> None:
     with open_writer(writer.path, writer.stores.plan(2, shard_samples=1, format=writer.format)) as opened:
         first = opened.missing()[0]
         with pytest.MonkeyPatch.context() as patch:
@@ -371,7 +366,6 @@ def test_a_real_disk_that_fills_is_told_and_the_run_resumes(
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EIO, errno.EACCES])
-@pytest.mark.xfail(reason="leaving the lock raises the bare OSError and does not release it")
 def test_a_lock_note_that_cannot_be_removed_is_told_and_frees_the_lock(zarr_writer: Writer, code: int) -> None:
     disk = Disk(["unlink"], code, lambda _: True, spared=())
     with disk.in_place():

@@ -220,17 +220,7 @@ def repair(path: Path, plan: StorePlan) -> None:
         TinyStores(path.parent).fill(writer)
 
 
-UNREPAIRED = {
-    "a shard's folder": "the folders of shards that are gone are not made again",
-    "an array's folder": "an array's folder is not made as a whole, nor flushed: a half-made one is never completed",
-    "text embeddings": "what a repair leaves of a constant's unfinished file is never removed",
-}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [pytest.param(d, marks=pytest.mark.xfail(reason=UNREPAIRED[d]) if d in UNREPAIRED else ()) for d in DAMAGE],
-)
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_repair_that_loses_power_is_made_good_by_the_next(
     memory: Path, recorders: dict[str, Recorder], tmp_path: Path, damage: str
 ) -> None:
@@ -300,7 +290,6 @@ def test_every_second_flush_of_an_hdf5_file_is_needed(memory: Path, recorders: d
     assert next(faults(Referee(memory, RUNS["hdf5"]), found, 12), None) is not None
 
 
-@pytest.mark.xfail(reason="the lock makes the folders above the store, and nobody flushes them")
 def test_new_folders_above_the_store_are_flushed_too(memory: Path, runs: Runs, tmp_path: Path) -> None:
     found = list(moments(record(tmp_path, runs, "new/folders/")))
     assert next(faults(Referee(memory, runs, "new/folders/"), found[::10], 3), None) is None
