@@ -20,8 +20,8 @@ check: $(VENV)/.dev        ## style, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-stress: $(VENV)/.dev       ## kills, faults and learning: minutes
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not weights"
+stress: $(VENV)/.dev       ## kills, faults, power cuts, corruption and learning: up to half an hour
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu and not weights"
 
 bench: $(VENV)/.dev        ## the tables of benchmarks/, side by side in one run
 	$(BIN)/python benchmarks/read_store.py

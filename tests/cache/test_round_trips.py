@@ -113,7 +113,7 @@ def referee(path: Path) -> Iterator[Any]:
 
 def check(plan: StorePlan, order: list[int], stop: int) -> None:
     with folder_in_memory() as folder:
-        path = folder / {"zarr": "store.zarr", "hdf5": "store.h5"}[plan.format]
+        path = folder / ("store.h5" if plan.format == "hdf5" else "store.zarr")
         write(path, plan, order, stop)
         store = TeacherStore(path)
         assert find_problems(store.catalog, verify=True) == []
