@@ -158,6 +158,10 @@ class ViewManifest(_Manifest):
                 raise ValueError(f"{name}: expected axes {DIMENSIONS[name][1:]}, found shape {array.sample_shape}")
             if array.dtype == "int8" and (name != "features" or not set(self.arrays) >= SCALES):
                 raise ValueError(f"{name}: only features may be int8, and only with {' and '.join(sorted(SCALES))}")
+        for name in sorted(OF_FEATURES & set(self.arrays)):
+            found, expected = self.arrays[name].sample_shape, _shape_beside(name, self.arrays.get("features"))
+            if found != expected:
+                raise ValueError(f"{name}: expected shape {expected} as of the features, found {found}")
         return self
 
 
@@ -168,6 +172,14 @@ class TeacherParts:
     manifest: TeacherManifest
     constants: dict[str, NDArray[np.float32]]
     views: dict[View, ViewManifest]
+
+
+def _shape_beside(name: str, features: StoredArray | None) -> tuple[int, ...] | None:
+    """Return the shape of one sample of an array that follows from features; None where there are none."""
+    if features is None:
+        return None
+    rows, columns, channels = features.sample_shape
+    return {"moments": (2, channels), "scale_channel": (channels,), "scale_token": (rows, columns)}[name]
 
 
 def check_teacher_key(key: str) -> None:

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from cache.catalog import read_catalog
 from cache.reader import TeacherStore
 from cache.writer import open_writer
 from data.errors import StoreError, TeachOnceError
@@ -286,6 +287,17 @@ def read_some(path: Path) -> None:
     store = TeacherStore(path)
     store.text_embeddings("clip")
     store.array("dino", "original", "features").gather([0, 2])
+
+
+@pytest.mark.parametrize("shape", [[1, 10], [10, 1], [2, 4], [10**6, 10**6]], ids=str)
+def test_moments_of_a_shape_that_moments_cannot_have_are_refused(victim: Victim, shape: list[int]) -> None:
+    """They are [2, C] of the features' C: who adds them up relies on it."""
+
+    def claim(manifests: dict[str, Any]) -> None:
+        manifests["dino/original"]["arrays"]["moments"]["sample_shape"] = shape
+
+    with victim.holding(forged(victim, claim)), pytest.raises(StoreError):
+        read_catalog(victim.path)
 
 
 def test_the_largest_number_of_samples_that_may_be_claimed_takes_no_memory_either(victim: Victim) -> None:
