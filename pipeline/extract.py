@@ -26,9 +26,10 @@ from data.records import ImageRecord
 from data.voc import read_voc
 from features.registry import build_teacher
 from features.teacher import Teacher, probe
+from pipeline.byte_progress import megabytes
 from pipeline.device import choose_device
 from pipeline.fill import Filling
-from pipeline.progress import in_megabytes, progress, say
+from pipeline.progress import progress, say
 
 DEFAULT_TEACHERS = ("dinov2_vits14", "clip_vitb32")
 
@@ -113,8 +114,8 @@ def extract(config: ExtractConfig) -> Extraction:
 def _open(held: ExitStack, config: ExtractConfig, plan: StorePlan) -> StoreWriter:
     if not config.repair:
         return held.enter_context(open_writer(config.out, plan))
-    with progress("verifying", max(1, plan.planned_bytes() // 1_000_000), "MB") as tick:
-        return held.enter_context(open_writer(config.out, plan, repair=True, progress=in_megabytes(tick)))
+    with megabytes("verifying", plan.planned_bytes()) as advance:
+        return held.enter_context(open_writer(config.out, plan, repair=True, progress=advance))
 
 
 def build_teachers(

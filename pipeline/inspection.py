@@ -73,10 +73,10 @@ def _silence() -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _bar(total_bytes: int) -> Iterator[Callable[[int], None]]:
     # Here, since a look without --verify is over before this is imported.
-    from pipeline.progress import in_megabytes, progress
+    from pipeline.byte_progress import megabytes
 
-    with progress("verifying", max(1, total_bytes // 1_000_000), "MB") as tick:
-        yield in_megabytes(tick)
+    with megabytes("verifying", total_bytes) as advance:
+        yield advance
 
 
 def heatmap(store: Path, sample_id: str, voc_root: Path | None, view: View = "original") -> bytes:

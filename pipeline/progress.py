@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,18 +24,6 @@ class Tick(Protocol):
 def say(text: str) -> None:
     """Print one line of progress."""
     print(text, file=sys.stderr, flush=True)
-
-
-def in_megabytes(tick: Tick) -> Callable[[int], None]:
-    """Return what advances a progress that counts megabytes by bytes."""
-    done = 0
-
-    def advance(num_bytes: int) -> None:
-        nonlocal done
-        before, done = done, done + num_bytes
-        tick(done // 1_000_000 - before // 1_000_000)
-
-    return advance
 
 
 @contextmanager
@@ -77,7 +65,8 @@ def _lines(what: str, total: int, unit: str) -> Tick:
         nonlocal count, last
         count += done
         now = time.monotonic()
-        if count >= total or now - last >= _SECONDS_BETWEEN_LINES:
+        ended = count >= total > count - done  # more than was announced is told no second time
+        if ended or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             rate = count / max(now - start, 1e-9)
             say(f"{what}: {count}/{total} {unit}, {rate:.1f} {unit}/s{', ' + note if note else ''}")
