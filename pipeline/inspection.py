@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.catalog import Catalog, read_catalog
-from cache.encoding import decode
-from cache.layout import SCALES
-from cache.reader import TeacherStore
+from cache.reader import TeacherStore, read_features
 from cache.summary import summarise, summarise_unreadable
 from cache.training_gaps import Gap
 from cache.verify import find_problems, read_ledgers
@@ -99,15 +97,14 @@ def heatmap(store: Path, sample_id: str, voc_root: Path | None, view: View = "or
         raise StoreIncompleteError(f"{store}: no teacher has features of view {view!r}")
     key = with_features[0]
     teacher = opened.catalog.teachers[key]
-    names = [name for name in teacher.views[view].layouts if name == "features" or name in SCALES]
-    features = decode({name: opened.array(key, view, name).read(row) for name in names})
+    features = read_features(opened, key, view, row)
     image: NDArray[np.uint8] | None = None
     if voc_root is not None:
         image = squash(show_view(decode_image(read_record(voc_root, sample_id)), view))
     projected = "" if teacher.manifest.pca is None else f" · {features.shape[-1]} principal components"
     title = f"{sample_id} · {key} · {view}{projected}"
     untrained = teacher.manifest.untrained
-    return heatmap_figure(np.asarray(features, dtype=np.float32), title, image=image, untrained=untrained)
+    return heatmap_figure(features, title, image=image, untrained=untrained)
 
 
 def _row(opened: TeacherStore, sample_id: str) -> int:

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +30,7 @@ from cache.samples import SampleEntry
 from cache.verify import find_problems
 from cache.zarr_storage import ZarrArray
 from data.errors import StoreCorruptError, StoreIncompleteError, StoreStaleError, StoreWriteError, UsageError
+from tests.cache.killing import run_killing
 
 if TYPE_CHECKING:
     from tests.cache.conftest import TinyStores
@@ -429,54 +428,24 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int, of: str = "features
     monkeypatch.setattr(ZarrArray, "write_shard", write)
 
 
-# A process of its own that forks one conversion after another and kills it at a step that changes a file or a folder.
 KILLS = """
-import os, random, runpy, shutil, signal, sys
-from pathlib import Path
+conftest = runpy.run_path(sys.argv[1])
 from cache.convert import convert
 from cache.derive import ConvertRequest
-
-conftest = runpy.run_path(sys.argv[1])
-stores, tree = conftest["TinyStores"](Path(sys.argv[2])), conftest["tree"]
-CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
 
 
 def build(name):
     convert(ConvertRequest(stores.folder / "store.zarr", stores.folder / name, "", components=2, dtype="int8"))
 
 
-def forked(work, last=0):
-    child = os.fork()
-    if child == 0:
-        steps = 0
-        for call in CALLS:
-            def stepping(*args, real=getattr(os, call), call=call, **options):
-                nonlocal steps
-                if call != "open" or args[1] & os.O_CREAT:
-                    steps += 1
-                    if steps == last:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **options)
-            setattr(os, call, stepping)
-        try:
-            work()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), status
-    return status == signal.SIGKILL
-
-
 forked(lambda: stores.build(stores.plan(4, teachers=["dino"])))
 forked(lambda: build("whole.zarr"))
-whole = tree(stores.folder / "whole.zarr")
-killed = 0
-for last in random.Random(0).sample(range(1, 250), 6):
-    killed += forked(lambda: build("derived.zarr"), last)
+whole = conftest["tree"](stores.folder / "whole.zarr")
+killed, num_steps = 0, number_of_steps(lambda: build("counted.zarr"))
+for last in random.Random(0).sample(range(1, num_steps + 1), 6):
+    killed += forked(lambda: build("derived.zarr"), last=last)
     assert not forked(lambda: build("derived.zarr"))
-    assert tree(stores.folder / "derived.zarr") == whole, last
+    assert conftest["tree"](stores.folder / "derived.zarr") == whole, last
     assert "fidelity" in (stores.folder / "derived.zarr/dino/hflip/features/provenance.jsonl").read_text()
     shutil.rmtree(stores.folder / "derived.zarr")
 print(killed)
@@ -501,12 +470,7 @@ class TestResume:
             shutil.rmtree(done.out)
 
     def test_killed_conversions_are_resumed(self, tmp_path: Path) -> None:
-        conftest = Path(__file__).with_name("conftest.py")
-        done = subprocess.run(
-            [sys.executable, "-c", KILLS, str(conftest), str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY
-        )
-        assert done.returncode == 0, done.stderr
-        assert int(done.stdout) > 3
+        assert run_killing(tmp_path, KILLS) == [6]
 
     def test_a_complete_store_is_not_touched(self, source: Path) -> None:
         def state() -> dict[Path, tuple[int, int]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import multiprocessing
 import os
 import pickle
-import re
 import runpy
 import shutil
 import subprocess
@@ -225,7 +223,9 @@ class TestReading:
             find_problems(read_catalog(copy), verify=True)
         assert open_descriptors() == before
 
-    @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
+    @pytest.mark.parametrize(
+        "method", sorted({"fork", "spawn", "forkserver"} & set(multiprocessing.get_all_start_methods()))
+    )
     def test_workers_read_what_the_parent_reads(
         self, whole: Path, stores: TinyStores, tmp_path: Path, method: str
     ) -> None:
@@ -481,59 +481,7 @@ class TestDamage:
         assert problem.array == "samples.jsonl"
 
 
-def refusal(build: Callable[[], Path]) -> str | None:
-    try:
-        build()
-    except StoreWriteError as error:
-        return str(error)
-    return None
-
-
-class DiskThatFills:
-    """Replaces one call of the system: after so many that change something, all refuse."""
-
-    def __init__(self, call: str, allowed: int) -> None:
-        self.call = call
-        self.real = getattr(os, call)
-        self.allowed = allowed
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        changes = self.call != "open" or args[1] & (os.O_CREAT | os.O_RDWR)
-        self.allowed -= bool(changes)
-        if changes and self.allowed < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.real(*args, **options)
-
-
-class TestFaults:
-    @pytest.mark.parametrize("call", ["write", "writev", "pwrite", "fsync", "open", "rename"])
-    def test_a_disk_that_refuses_any_call_leaves_a_store_that_resumes(
-        self,
-        container: Container,
-        whole: Path,
-        stores: TinyStores,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-    ) -> None:
-        store, expected = stores.folder / f"store{container.suffix}", container.content(whole)
-        expected = {name.replace(whole.name, store.name): data for name, data in expected.items()}
-        refused = 0
-        for allowed in (0, 1, 5, 20):
-            with monkeypatch.context() as patch:
-                patch.setattr(os, call, DiskThatFills(call, allowed))
-                said = refusal(lambda: container.build(stores))
-            if said is None:
-                break  # it has fewer calls than that
-            assert re.search(r"(?s)cannot write: No space left on device.*free some space and run the same", said)
-            refused += 1
-            if find_storage(store) is not None:
-                assert find_problems(read_catalog(store), verify=True) == []
-            container.build(stores)
-            assert container.content(store) == expected
-            assert sorted(path.name for path in stores.folder.iterdir()) == [store.name, f"{store.name}.lock"]
-            shutil.rmtree(store) if store.is_dir() else store.unlink()
-        assert refused or call in {"zarr": ["pwrite"], "hdf5": ["write", "writev"]}[container.format]
-
+class TestPlace:
     def test_a_second_writer_is_refused_at_once(self, container: Container, stores: TinyStores) -> None:
         store = stores.folder / f"store{container.suffix}"
         refused = pytest.raises(StoreLockedError, match=f"pid {os.getpid()}")
@@ -568,127 +516,3 @@ class TestFaults:
         assert not link.with_name(f"{link.name}.lock").exists()
         with open_writer(store, stores.plan(format=container.format)), pytest.raises(StoreLockedError):
             container.build(stores, name="link")
-
-
-# A process of its own, without threads, that forks one writer after another and kills it: at its n-th step that
-# changes a file or a folder (the write among these is done by half), or from outside after a random time.
-KILLS = """
-import os, random, runpy, shutil, signal, sys, time
-from pathlib import Path
-
-here = Path(sys.argv[1]).parent
-stores = runpy.run_path(str(here / "conftest.py"))["TinyStores"](Path(sys.argv[2]))
-container = runpy.run_path(sys.argv[1])["CONTAINERS"][sys.argv[3]]
-mode, kills, seed = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
-from cache.writer import open_writer
-CALLS = ("open", "write", "writev", "pwrite", "fsync", "rename", "mkdir", "unlink", "rmdir")
-
-
-def build(name):
-    plan = stores.plan(4, format=container.format)
-    with open_writer(stores.folder / (name + container.suffix), plan) as writer:
-        stores.fill(writer)
-        writer.note_provenance("dino", "original", {"device": "cpu"})
-
-
-def count_steps(last, steps):
-    for call in CALLS:
-        def stepping(*args, real=getattr(os, call), call=call, **options):
-            if call != "open" or args[1] & os.O_CREAT:
-                steps[0] += 1
-                if steps[0] == last:
-                    if call in ("write", "writev", "pwrite"):
-                        real(args[0], args[1][: len(args[1]) // 2], *args[2:])
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **options)
-        setattr(os, call, stepping)
-
-
-def forked(work, kill_after=None):
-    # Whether the forked process was killed.
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), status
-    return status == signal.SIGKILL
-
-
-def counted(last):
-    count_steps(last, [0])
-    build("store")
-
-
-import h5py  # before the clock starts; its files are opened and closed in the forked writers alone
-start = time.monotonic()
-assert not forked(lambda: build("whole"))
-seconds = time.monotonic() - start
-whole = list(container.content(stores.folder / ("whole" + container.suffix)).values())
-reading, writing = os.pipe()
-
-
-def total():
-    steps = [0]
-    count_steps(-1, steps)
-    build("counted")
-    os.write(writing, str(steps[0]).encode())
-
-
-assert not forked(total)
-num_steps = int(os.read(reading, 20))
-generator = random.Random(seed)
-steps = range(1, num_steps + 1) if mode == "every" else generator.sample(range(1, num_steps + 1), min(kills, num_steps))
-killed = 0
-store = stores.folder / ("store" + container.suffix)
-for number in range(kills) if mode == "time" else steps:
-    if mode == "time":
-        killed += forked(lambda: build("store"), generator.uniform(0, seconds))
-    else:
-        killed += forked(lambda: counted(number))
-        if number % 3 == 0:  # once more, while it resumes
-            forked(lambda: counted(generator.randrange(1, 60)))
-    assert not forked(lambda: build("store"))
-    assert list(container.content(store).values()) == whole, number
-    left = sorted(path.name for path in stores.folder.iterdir())
-    names = [name + container.suffix for name in ("counted", "store", "whole")]
-    assert left == sorted(names + [name + ".lock" for name in names]), left
-    os.rename(store, stores.folder / "done")
-    shutil.rmtree(stores.folder / "done") if (stores.folder / "done").is_dir() else os.unlink(stores.folder / "done")
-print(killed, num_steps)
-"""
-
-
-def kill_writers(folder: Path, container: Container, mode: str, kills: int, seed: int) -> tuple[int, int]:
-    """Return how many writers were killed, and how many steps an uninterrupted one takes."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLS, __file__, str(folder), container.format, mode, str(kills), str(seed)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    killed, steps = done.stdout.split()
-    return int(killed), int(steps)
-
-
-@pytest.mark.parametrize(("mode", "kills"), [("step", 12), ("time", 6)])
-def test_killed_writers_are_resumed(tmp_path: Path, container: Container, mode: str, kills: int) -> None:
-    killed, steps = kill_writers(tmp_path, container, mode, kills, seed=0)
-    assert killed == 12 or (mode == "time" and killed > 0)
-    assert steps > 60
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("mode", "kills"), [("every", 0), ("time", 100)])
-def test_writers_killed_at_every_step_or_at_many_times_are_resumed(tmp_path: Path, mode: str, kills: int) -> None:
-    """For HDF5; those of Zarr are in test_kills.py."""
-    killed, steps = kill_writers(tmp_path, CONTAINERS["hdf5"], mode, kills, seed=1)
-    assert killed == steps or (mode == "time" and killed > 50)
