@@ -15,7 +15,8 @@ from torch import Tensor
 
 from data.errors import TeacherError
 
-from .registry import TeacherEntry
+from .prompts import DEFAULT_PROMPTS
+from .registry import TeacherRequest
 from .teacher import Teacher, TeacherInput, weights_digest
 from .weights import load_weights, locate_weights, read_json, read_state_dict, seeded_state
 from .zero_shot import CosineClassifier, ZeroShotTeacher, embed_classes
@@ -26,13 +27,14 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 _UNTRAINED_LOGIT_SCALE = math.log(100.0)
 
 
-def build(spec: str, entry: TeacherEntry, weights: Path | None, untrained: bool) -> Teacher:
+def build(request: TeacherRequest) -> Teacher:
     """Return a CLIP teacher on the CPU.
 
     Raises TeacherError where the weights cannot be obtained or belong to another architecture.
     """
     import open_clip
 
+    spec, entry, weights, untrained = request.name, request.entry, request.weights, request.untrained
     config: dict[str, Any] = open_clip.get_model_config(entry.architecture)
     with torch.device("meta"):
         model: Any = open_clip.CLIP(**config)
@@ -51,7 +53,9 @@ def build(spec: str, entry: TeacherEntry, weights: Path | None, untrained: bool)
     length = config["text_cfg"]["context_length"]
     model.attn_mask = torch.full((length, length), -math.inf).triu_(1)
 
-    text_embeddings = embed_classes(lambda sentences: _embed_text(model, open_clip.tokenize(sentences)))
+    prompts = request.prompts or DEFAULT_PROMPTS
+    prompts = request.prompts or DEFAULT_PROMPTS
+    text_embeddings = embed_classes(prompts, lambda sentences: _embed_text(model, open_clip.tokenize(sentences)))
     image_size = config["vision_cfg"]["image_size"]
     return ZeroShotTeacher(
         name=spec,
@@ -68,6 +72,8 @@ def build(spec: str, entry: TeacherEntry, weights: Path | None, untrained: bool)
         # The text tower has done its work: only the image tower travels to a device.
         module=CosineClassifier(model.visual, text_embeddings),
         text_embeddings=text_embeddings,
+        precision=request.precision,
+        prompts=prompts,
         text_tower=f"{entry.architecture} text transformer",
         tokenizer=f"open_clip SimpleTokenizer, context {length}",
         logit_scale=float(model.logit_scale.exp()),

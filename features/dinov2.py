@@ -17,7 +17,7 @@ from torch import Tensor
 from data.errors import TeacherError
 from data.geometry import PATCH_GRID
 
-from .registry import TeacherEntry
+from .registry import TeacherRequest
 from .teacher import Teacher, TeacherInput, TeacherOutput, grid_of, weights_digest
 from .weights import load_weights, locate_weights, read_json, read_state_dict, seeded_state
 
@@ -63,13 +63,14 @@ class DinoV2Teacher(Teacher):
         return TeacherOutput(features=patches.reshape(len(patches), *self.patch_grid, -1))
 
 
-def build(spec: str, entry: TeacherEntry, weights: Path | None, untrained: bool) -> Teacher:
+def build(request: TeacherRequest) -> Teacher:
     """Return a DINOv2 teacher on the CPU.
 
     Raises TeacherError where the weights cannot be obtained or belong to another architecture.
     """
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+    spec, entry, weights, untrained = request.name, request.entry, request.weights, request.untrained
     size, _, registers = entry.architecture.partition("_")
     options: dict[str, Any] = {**_SIZES[size], **_SHARED}
     if registers:
@@ -101,6 +102,7 @@ def build(spec: str, entry: TeacherEntry, weights: Path | None, untrained: bool)
         weights_digest=weights_digest({_hub_name(name): tensor for name, tensor in model.state_dict().items()}),
         weights_source=source,
         untrained=untrained,
+        precision=request.precision,
         module=model,
         num_prefix_tokens=1 + options.get("num_register_tokens", 0),
     )

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from data.errors import TeacherError
 from data.images import DECODER, Resample, squash
 
+from .registry import Precision
+
 
 @dataclass(frozen=True)
 class TeacherInput:
@@ -61,10 +63,11 @@ class TeacherOutput:
 class Teacher(ABC):
     """A frozen network, called on uint8 images [B, H, W, 3] of its input size.
 
-    name: its spec in the registry.  library: the distribution whose code computes the output.
+    name: its spec in the registry, in canonical form.  library: the distribution whose code computes the output.
     architecture: JSON-able values that, with the library, fix the network.  layer, norm: what is read off, and the
     normalisation it has passed.  output_shapes: per-sample shape of every array, as in {"features": (30, 30, 384)}.
     weights_digest: of all weights, text tower included.  weights_source: where they came from, in words.
+    precision: that of the computation; what is handed out is float32 in any case.
     text_embeddings: [20, D] float32, or None for a teacher without prompts.
     """
 
@@ -80,6 +83,7 @@ class Teacher(ABC):
     weights_source: str
     untrained: bool
     module: nn.Module = field(repr=False)
+    precision: Precision = "float32"
     text_embeddings: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +94,9 @@ class Teacher(ABC):
         """Return the output for normalised pixels [B, 3, H, W] float32 on the teacher's device."""
 
     def __call__(self, images: Tensor) -> TeacherOutput:
-        """Return the output for uint8 images [B, H, W, 3] from any device, in plain float32.
+        """Return the output for uint8 images [B, H, W, 3] from any device, computed in the teacher's own precision.
+
+        That of the caller (autocast, TF32) does not matter.
 
         Raises ValueError for images of another dtype or size: resizing here would be a second resize.
         """
@@ -101,10 +107,13 @@ class Teacher(ABC):
                 f" found {images.dtype} {list(images.shape)}"
             )
         device = next(self.module.parameters()).device
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False), _plain_float32():
+        with torch.inference_mode(), self._autocast(device), _plain_float32():
             output = self.forward(self._normalise(images.to(device, non_blocking=True)))
         # Copied outside inference mode: autograd refuses an inference tensor as the target of a loss.
-        copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in output.arrays().items()}
+        copies = {
+            name: tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            for name, tensor in output.arrays().items()
+        }
         return TeacherOutput(**copies)
 
     def to(self, device: torch.device | str) -> Self:
@@ -129,7 +138,7 @@ class Teacher(ABC):
             "norm": self.norm,
             "patch_grid": None if self.patch_grid is None else list(self.patch_grid),
             "compute_dtype": "float32",
-            "autocast": None,
+            "autocast": None if self.precision == "float32" else self.precision,
             "tf32": False,
         }
 
@@ -140,6 +149,11 @@ class Teacher(ABC):
             "weights_source": self.weights_source,
             "versions": {package: importlib.metadata.version(package) for package in packages},
         }
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        if self.precision == "float32":
+            return torch.autocast(device.type, enabled=False)
+        return torch.autocast(device.type, dtype=getattr(torch, self.precision))
 
     def _normalise(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from data.geometry import PATCH_GRID
 
-from .registry import TeacherEntry
+from .prompts import DEFAULT_PROMPTS
+from .registry import TeacherRequest
 from .teacher import Teacher, TeacherInput, TeacherOutput, grid_of, weights_digest
 from .weights import load_weights, seeded_state
 from .zero_shot import CosineClassifier, ZeroShotTeacher, embed_classes
@@ -98,20 +98,21 @@ class _Block(nn.Module):
         return mixed
 
 
-def build(spec: str, entry: TeacherEntry, weights: Path | None, untrained: bool) -> Teacher:
+def build(request: TeacherRequest) -> Teacher:
     """Return tiny_dino or tiny_clip on the CPU; both are untrained whatever was asked for."""
-    assert weights is None
-    return _build_dino(spec) if entry.architecture == "dino" else _build_clip(spec)
+    assert request.weights is None
+    return _build_dino(request) if request.entry.architecture == "dino" else _build_clip(request)
 
 
-def _build_dino(spec: str) -> Teacher:
+def _build_dino(request: TeacherRequest) -> Teacher:
     with torch.device("meta"):
         vit = TinyViT()
-    load_weights(vit, seeded_state(vit), spec, "seed")
+    load_weights(vit, seeded_state(vit), request.name, "seed")
     size = (PATCH_GRID[0] * _PATCH_SIZE, PATCH_GRID[1] * _PATCH_SIZE)
     grid = grid_of(size, _PATCH_SIZE)
     return TinyDinoTeacher(
-        name=spec,
+        name=request.name,
+        precision=request.precision,
         library="torch",
         architecture=_architecture(),
         layer="last block, patch tokens",
@@ -126,14 +127,16 @@ def _build_dino(spec: str) -> Teacher:
     )
 
 
-def _build_clip(spec: str) -> Teacher:
+def _build_clip(request: TeacherRequest) -> Teacher:
     with torch.device("meta"):
         tower = TinyImageTower()
-    load_weights(tower, seeded_state(tower), spec, "seed")
-    text_embeddings = embed_classes(_embed_text)
+    load_weights(tower, seeded_state(tower), request.name, "seed")
+    prompts = request.prompts or DEFAULT_PROMPTS
+    text_embeddings = embed_classes(prompts, _embed_text)
     size = (8 * _PATCH_SIZE, 8 * _PATCH_SIZE)
     return ZeroShotTeacher(
-        name=spec,
+        name=request.name,
+        precision=request.precision,
         library="torch",
         architecture=_architecture() | {"embedding_dim": _EMBEDDING_DIM},
         layer="mean patch token, projected",
@@ -146,6 +149,7 @@ def _build_clip(spec: str) -> Teacher:
         untrained=True,
         module=CosineClassifier(tower, text_embeddings),
         text_embeddings=text_embeddings,
+        prompts=prompts,
         text_tower="one random vector per sentence, seeded by its SHA-256",
         tokenizer="none",
         logit_scale=_LOGIT_SCALE,

@@ -17,20 +17,21 @@ from torch import Tensor, nn
 
 from data.records import VOC_CLASSES
 
-from .prompts import CLASS_NAMES, TEMPLATES, prompts_of
+from .prompts import PromptSet
 from .teacher import Teacher, TeacherOutput
 
 
-def embed_classes(embed_text: Callable[[list[str]], Tensor]) -> NDArray[np.float32]:
+def embed_classes(prompts: PromptSet, embed_text: Callable[[list[str]], Tensor]) -> NDArray[np.float32]:
     """Return the 20 class embeddings [20, D] float32, in the devkit's order, each of unit length.
 
     Every prompt's embedding is normalised, averaged over the templates, and normalised again.
     embed_text: from n sentences to their embeddings [n, D].
     """
-    sentences = [sentence for name in CLASS_NAMES for sentence in prompts_of(name)]
+    names = prompts.class_names
+    sentences = [sentence for name in names for sentence in prompts.sentences_of(name)]
     with torch.inference_mode():
         embeddings = F.normalize(embed_text(sentences).float(), dim=-1)
-        means = embeddings.view(len(CLASS_NAMES), len(TEMPLATES), -1).mean(dim=1)
+        means = embeddings.view(len(names), len(prompts.templates), -1).mean(dim=1)
         classes: NDArray[np.float32] = F.normalize(means, dim=-1).numpy()
     return classes
 
@@ -46,8 +47,11 @@ class CosineClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the L2-normalised embeddings [B, D] and their cosines with the classes [B, 20]."""
-        embeddings = F.normalize(self.image_tower(pixels), dim=-1)
-        return embeddings, embeddings @ self.text_embeddings.T
+        vectors = self.image_tower(pixels)
+        # A cosine is multiplied by 100 afterwards: bfloat16 would leave it coarser than classes differ.
+        with torch.autocast(pixels.device.type, enabled=False):
+            embeddings = F.normalize(vectors.float(), dim=-1)
+            return embeddings, embeddings @ self.text_embeddings.T
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,10 +59,11 @@ class ZeroShotTeacher(Teacher):
     """A teacher of logits; its module is a `CosineClassifier`.
 
     logit_scale: the factor on the cosines (the exponential already taken).  logit_bias: None for a model without one.
-    text_tower, tokenizer: names for the identity.
+    prompts: what the classes were described with.  text_tower, tokenizer: names for the identity.
     """
 
     text_embeddings: NDArray[np.float32] = field(repr=False)
+    prompts: PromptSet
     text_tower: str
     tokenizer: str
     logit_scale: float
@@ -76,7 +81,7 @@ class ZeroShotTeacher(Teacher):
         """Return the teacher's identity with its prompts, text tower, scale and bias."""
         return {
             **super().identity(),
-            "prompts": {"templates": list(TEMPLATES), "class_names": list(CLASS_NAMES)},
+            "prompts": self.prompts.identity(),
             "class_order": list(VOC_CLASSES),
             "text_tower": self.text_tower,
             "tokenizer": self.tokenizer,

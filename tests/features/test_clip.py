@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.errors import TeacherError
 from data.images import squash
-from features.prompts import CLASS_NAMES, prompts_of
+from features.prompts import DEFAULT_PROMPTS
 from features.registry import TEACHERS, TeacherEntry, build_teacher
 from features.teacher import draw_probe_image, weights_digest
 from features.zero_shot import ZeroShotTeacher
@@ -49,7 +49,9 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         model = open_clip.create_model(architecture).eval()
         torch.nn.init.constant_(model.logit_scale, 3.0)
     files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    TEACHERS["small"] = TeacherEntry("clip", "logits", architecture, "for tests", "none", "nobody/small", files)
+    TEACHERS["small"] = TeacherEntry(
+        "features.clip", "logits", architecture, "for tests", "none", hub_id="nobody/small", weights_files=files
+    )
     yield Small("small", model, model.state_dict())
     del TEACHERS["small"]
 
@@ -76,8 +78,8 @@ def test_logits_follow_open_clips_recipe(small: Small, tmp_path: Path) -> None:
     image = draw_probe_image()
     with torch.no_grad():
         text = []
-        for name in CLASS_NAMES:
-            embeddings = model.encode_text(tokenizer(prompts_of(name)))
+        for name in DEFAULT_PROMPTS.class_names:
+            embeddings = model.encode_text(tokenizer(DEFAULT_PROMPTS.sentences_of(name)))
             embeddings /= embeddings.norm(dim=-1, keepdim=True)
             average = embeddings.mean(dim=0)
             text.append(average / average.norm())

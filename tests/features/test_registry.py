@@ -27,7 +27,11 @@ def test_looking_for_local_weights_needs_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "hint"),
-    [("dinov2_vit14", "did you mean dinov2_vits14?"), ("clip_vitb23", "did you mean clip_vitb32?"), ("zzz", None)],
+    [
+        ("dinov2_vit14", "did you mean dinov2_vits14?"),
+        ("clip_vitb23", "did you mean clip_vitb32?"),
+        ("zzz", "`python cli.py teachers` lists them all"),
+    ],
 )
 def test_unknown_name_lists_the_names_and_a_close_one(spec: str, hint: str | None) -> None:
     with pytest.raises(UsageError) as caught:
@@ -56,7 +60,9 @@ def test_embedded_teachers_are_untrained_unasked_and_always_available(name: str)
 
 
 def test_a_family_builds_whatever_follows_its_colon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TEACHERS, "family:", TeacherEntry("tiny", "features", "dino", "", "none", embedded=True))
+    monkeypatch.setitem(
+        TEACHERS, "family:", TeacherEntry("features.tiny", "features", "dino", "", "none", embedded=True)
+    )
     assert build_teacher("family:a/b:c").identity()["spec"] == "family:a/b:c"
 
 
