@@ -112,9 +112,26 @@ TEACHERS: dict[str, TeacherEntry] = {
     "clip_vitb32": _clip("ViT-B-32-quickgelu", "OpenAI CLIP ViT-B/32", "151 M", "vit_base_patch32_clip_224.openai"),
     "clip_vitb16": _clip("ViT-B-16-quickgelu", "OpenAI CLIP ViT-B/16", "150 M", "vit_base_patch16_clip_224.openai"),
     "clip_vitl14": _clip("ViT-L-14-quickgelu", "OpenAI CLIP ViT-L/14", "428 M", "vit_large_patch14_clip_224.openai"),
+    "timm:": TeacherEntry(
+        "features.timm_vit", "features", "", "any ViT of timm, DINOv3 among them (vit_small_patch16_dinov3)",
+        "the model's own", takes=_OF_BLOCKS, argument="NAME",
+    ),
+    "hf:": TeacherEntry(
+        "features.hf_vision", "features", "", "any vision transformer of transformers, from the hub or a folder",
+        "the model's own", takes=_OF_BLOCKS, argument="ID_OR_DIR",
+    ),
+    "open_clip:": TeacherEntry(
+        "features.clip", "logits", "", "any model of open_clip, SigLIP among them", "the model's own",
+        takes=frozenset({"dense", "grid"}), grid="image", argument="ARCH/PRETRAINED",
+    ),
+    # Named, not imported: a trained student can only be built where all packages meet.
+    "detector:": TeacherEntry(
+        "pipeline.detector_teacher", "features and logits", "", "a trained student of this project", "yours",
+        grid="30×30", argument="CHECKPOINT",
+    ),
     "tiny_dino": _tiny("dino", "features", "embedded, untrained: 64 channels; tests and demo", "0.1 M", "30×30"),
     "tiny_clip": _tiny("clip", "logits", "embedded, untrained; tests and demo", "0.1 M", "image"),
-}
+}  # fmt: skip
 
 
 def build_teacher(
