@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.errors import TeacherError
+from data.errors import TeacherError, UsageError
 from features.registry import build_teacher
 from features.teacher import Teacher, weights_digest
 
@@ -122,10 +122,89 @@ class TestWrongWeights:
         with pytest.raises(TeacherError, match=r"embeddings\.register_tokens expected, but missing"):
             build_teacher("dinov2_vits14_reg", weights=folders["dinov2_vits14"] / "model.safetensors")
 
-    def test_original_layout_is_named_as_such(self, tmp_path: Path) -> None:
-        path = tmp_path / "dinov2_vits14_pretrain.pth"
-        torch.save({"cls_token": torch.zeros(1, 1, 384), "patch_embed.proj.weight": torch.zeros(384, 3, 14, 14)}, path)
-        with pytest.raises(
-            TeacherError, match=r"found facebookresearch's own.*\n.*model\.safetensors of facebook/dinov2-small"
-        ):
-            build_teacher("dinov2_vits14", weights=path)
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            (
+                "dinov2_vits14",
+                r"pretrain\.pth, in facebookresearch's layout: these are not the weights of dinov2_vits14: the shape of"
+                r" embeddings\.cls_token \(and 2 more\) differs \(expected \[1, 1, 384\], found \[1, 1, 768\]\);"
+                r" embeddings\.mask_token \(and 219 more\) expected, but missing",
+            ),
+            ("dinov2_vitb14", r"encoder\.layer\.0\.attn\.qkv\.bias \(and 1 more\) found, but unknown"),
+        ],
+    )
+    def test_original_layout_of_another_size(self, tmp_path: Path, name: str, message: str) -> None:
+        shapes = {
+            "cls_token": (1, 1, 768), "patch_embed.proj.weight": (768, 3, 14, 14), "blocks.0.norm1.bias": (768,),
+            "blocks.0.attn.qkv.weight": (2303, 768), "blocks.0.attn.qkv.bias": (),
+        }  # fmt: skip
+        path = tmp_path / "dinov2_vitb14_pretrain.pth"
+        torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
+        with pytest.raises(TeacherError, match=message):
+            build_teacher(name, weights=path)
+
+
+class TestOptions:
+    def test_default_is_what_stores_were_made_from(self, untrained: Build) -> None:
+        # A store is resumed only by a teacher of the same identity: none of this may change unnoticed.
+        identity = untrained("dinov2_vits14").identity()
+        assert identity.pop("weights_digest") == "2fb3154e5db47b1a0ebd698e7bf46e62937da23c7ae959225733fd971ac447ce"
+        assert identity == {
+            "spec": "dinov2_vits14",
+            "library": "transformers",
+            "architecture": {
+                "model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
+                "patch_size": 14, "image_size": 518, "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+                "qkv_bias": True, "use_swiglu_ffn": False, "layerscale_value": 1.0,
+            },
+            "input_size": [420, 420],
+            "decoder": "pillow-rgb",
+            "resample": "bicubic",
+            "antialias": True,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "layer": "last block, patch tokens",
+            "norm": "final LayerNorm",
+            "patch_grid": [30, 30],
+            "compute_dtype": "float32",
+            "autocast": None,
+            "tf32": False,
+        }  # fmt: skip
+
+    def test_options_are_in_the_identity_and_the_weights_are_the_whole_networks(self, untrained: Build) -> None:
+        default = untrained("dinov2_vits14").identity()
+        teacher = build_teacher("dinov2_vits14@layer=9,norm=none,grid=20x40", untrained=True)
+        identity = teacher.identity()
+        assert teacher.output_shapes == {"features": (20, 40, 384)}
+        assert {key: value for key, value in identity.items() if value != default[key]} == {
+            "spec": "dinov2_vits14@layer=9,norm=none,grid=20x40",
+            "input_size": [280, 560],
+            "patch_grid": [20, 40],
+            "layer": "block 9 of 12, patch tokens",
+            "norm": "none",
+        }
+
+    def test_blocks_behind_the_layer_are_not_computed(self) -> None:
+        teacher = build_teacher("dinov2_vits14@layer=2,grid=2", untrained=True)
+        blocks = {name.split(".")[2] for name in teacher.module.state_dict() if name.startswith("encoder.layer.")}
+        assert blocks == {"0", "1"}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_attention_does_not_depend_on_the_librarys_default(self, untrained: Build, name: str) -> None:
+        assert untrained(name).module.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ("dinov2_vits14@layer=13", r"dinov2_vits14@layer=13: expected a layer from 1 to 12, found 13"),
+            ("dinov2_vitl14_reg@layer=25", r"expected a layer from 1 to 24, found 25: it has 24 blocks"),
+            ("dinov2_vits14@grid=65", r"expected 1 to 64 cells a side, found 65x65"),
+            ("dinov2_vits14@dense", r"does not take the option dense"),
+        ],
+    )
+    def test_what_it_cannot_give_is_said_before_weights_are_fetched(
+        self, unreachable_hub: Path, spec: str, message: str
+    ) -> None:
+        with pytest.raises(UsageError, match=message):
+            build_teacher(spec)
