@@ -141,6 +141,9 @@ UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, 
     DEVICE,
     WEIGHTS,
     UNTRAINED,
+    click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+                 show_default=True, help="What teachers compute in; part of their identity."),
+    click.option("--prompts", type=PATH, metavar="FILE", help="Templates and class names for CLIP teachers (YAML)."),
     click.option("--limit", type=click.IntRange(1), help="First N images only."),
     click.option("--repair", is_flag=True, help="Verify every byte first; write what is damaged again."),
 )  # fmt: skip
@@ -149,28 +152,23 @@ def extract_teachers(**flags: Any) -> None:
 
     Running it again resumes. Another teacher or view can be added to a store at any time.
     """
-    from cache.reader import TeacherStore
-    from data.voc import read_voc
     from pipeline.extract import ExtractConfig, extract
     from pipeline.inspection import closing_lines, inspect_store, summary_table
-    from pipeline.teacher_check import logit_teacher_maps
 
     flags["views"] = tuple(dict.fromkeys(flags["views"]))
     config = ExtractConfig(**flags)
     done = extract(config)
+    if done.rank > 0:
+        return  # of several processes, the first one tells
     summary = inspect_store(config.out, verify=False)
     print_rich(summary_table(summary), *closing_lines(summary))
     for repair in done.repaired:
         how = "the same bytes" if repair.same_bytes else "OTHER BYTES than before; noted in its provenance"
         click.echo(f"repaired {repair.array}, shard {repair.shard}: {how}")
-    records = read_voc(config.voc_root, config.voc_sets, config.limit)
-    trained = {key: not t.manifest.untrained for key, t in TeacherStore(config.out).catalog.teachers.items()}
-    for key, value in logit_teacher_maps(config.out, records).items():
-        shown = "none (no objects)" if value is None else f"{100 * value:.1f}"
-        note = "" if trained[key] else " (UNTRAINED: expect chance)"
-        click.echo(f"{key}: image-level multi-label mAP {shown} on these images{note}")
     cost = ", ".join(f"{key} {seconds:.1f} s" for key, seconds in done.seconds_by_teacher.items())
     click.echo(f"{done.computed} targets computed in {done.seconds:.1f} s ({cost})")
+    if done.computed:
+        click.echo(done.times.line())
     sets = " ".join(f"--voc-set {name}" for name in config.voc_sets)
     sets += "" if config.limit is None else f" --limit {config.limit}"
     click.echo(f"next: python cli.py train --voc-root {config.voc_root} {sets} --cached-teachers {config.out}")

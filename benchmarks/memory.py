@@ -66,14 +66,14 @@ def write(store: Path, count: int) -> dict[str, int]:
     before = _status_bytes("RssAnon")
     plan = feature_plan(count, SHAPE)
     taken = _status_bytes("RssAnon") - before
-    with _sampled("RssAnon") as found:
+    with sampled("RssAnon") as found:
         build_store(store, plan)
     return {"peak": max(found), "peak_without_plan": max(found) - taken}
 
 
 def read(store: Path, count: int) -> dict[str, int]:
     """Return the peak of gathering every sample once, at random, into one buffer, and the page tables in the end."""
-    with _sampled("RssAnon") as found:
+    with sampled("RssAnon") as found:
         reader = reader_of(store)
         out = np.ones((BATCH_SIZE, *SHAPE), dtype="<f2")
         gather_all(lambda rows, out: reader.gather(rows, out=out), random_batches(count, BATCH_SIZE, 0), out)
@@ -82,7 +82,7 @@ def read(store: Path, count: int) -> dict[str, int]:
 
 
 @contextmanager
-def _sampled(field: str) -> Iterator[list[int]]:
+def sampled(field: str) -> Iterator[list[int]]:
     """Append a field's value to the list every two milliseconds, and at the start and the end of the block."""
     found = [_status_bytes(field)]
     done = threading.Event()

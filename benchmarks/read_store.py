@@ -26,6 +26,7 @@ from benchmarks.tables import Table, machine, report
 from benchmarks.warm_reads import warm_tables
 from benchmarks.write_store import write_table
 
+PACKAGES = ("numpy", "zarr", "tensorstore", "h5py", "torch", "google-crc32c")
 RULE = (
     "Every contender holds the same values. A round runs all lines of a table once, in an order drawn anew; each pass"
     " takes all samples in an order drawn anew. Times are medians over the rounds, per sample. A ratio is the line's"
@@ -46,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="teachonce-bench-", dir=options.folder) as name:
         tables = measure(Path(name), options.samples, options.rounds)
     facts = [
-        *machine(),
+        *machine(PACKAGES),
         f"load average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after",
         f"{options.samples} samples [30, 30, 384] float16, {options.samples * SAMPLE_BYTES / 1e6:.0f} MB,"
         f" {SHARD_SAMPLES} a shard; {options.rounds} rounds",

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median, quantiles
 
 MAX_COLUMNS = 80
-PACKAGES = ("numpy", "zarr", "tensorstore", "h5py", "torch", "google-crc32c")
 # How a time in seconds is shown, by the header of its column; all of them are per sample.
 UNITS = {
     "µs": lambda seconds: f"{seconds * 1e6:.1f}",
@@ -118,15 +117,15 @@ def report(title: str, facts: Sequence[str], rule: str, tables: Sequence[Table])
     return "\n\n".join(paragraphs)
 
 
-def machine() -> list[str]:
-    """Return lines on this machine and the versions that were measured."""
+def machine(packages: Sequence[str]) -> list[str]:
+    """Return lines on this machine and the versions of the packages that were measured."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     hardware = f"{_cpu_model()}, {os.cpu_count()} cores, {memory:.0f} GiB"
     return [
         f"{hardware}; {platform.system()}, {open_files} open files",
-        *textwrap.wrap(f"Python {platform.python_version()}, {packages}", MAX_COLUMNS),
+        *textwrap.wrap(f"Python {platform.python_version()}, {versions}", MAX_COLUMNS),
     ]
 
 

@@ -44,6 +44,14 @@ class CommitQueue:
         self._raise_failure()
         self._waiting.put((missing, outputs))
 
+    def finish(self) -> None:
+        """Wait until all that was submitted is committed.
+
+        Raises what a commit raised.
+        """
+        self._waiting.join()
+        self._raise_failure()
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -58,13 +66,14 @@ class CommitQueue:
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
-            if self._failure is not None:
-                continue  # taken from the queue all the same, so that no `submit` waits for ever
             try:
-                self._writer.commit(*item)
+                # After a failure all is taken from the queue all the same, so that no `submit` waits for ever.
+                if self._failure is None:
+                    self._writer.commit(*item)
             except BaseException as failure:
                 self._failure = failure
             del item
+            self._waiting.task_done()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

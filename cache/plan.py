@@ -95,7 +95,7 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """The whole store as asked for. batch_size None: reuse what a stored view recorded, else the default.
+    """The whole store as asked for. batch_size None: reuse what a stored view recorded, else the default one.
 
     format: the container; None: that of the store that is there, for a new one as the path's suffix says.
     """
@@ -110,6 +110,7 @@ class StorePlan:
     batch_size: int | None
     frame: tuple[int, int] = FRAME_SIZE
     format: StoreFormat | None = None
+    default_batch_size: int = 16
 
     def root_manifest(self) -> RootManifest:
         """Return the root manifest to write at creation."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,11 +18,20 @@ from cache.fidelity import Fidelity
 from cache.layout import ArrayLayout
 
 
+class PassNote(BaseModel):
+    """Where the time of a pass went. bottleneck: the stage that held the others up."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    bottleneck: Literal["decode", "teacher", "copy", "disk"]
+
+
 class RunNote(BaseModel):
     """One line of an array's provenance, as far as it is shown.
 
     samples: of this view that the run wrote.  teacher_seconds_all_views: what the teacher took for all views of it.
     fidelity: that of what an extraction wrote, or of the whole view after a conversion.  command: the conversion's.
+    multilabel_map: how well a teacher's logits tell the images' classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -33,6 +43,8 @@ class RunNote(BaseModel):
     teacher_seconds_all_views: float | None = Field(default=None, ge=0)
     fidelity: Fidelity | None = None
     command: str | None = None
+    multilabel_map: float | None = Field(default=None, ge=0, le=1)
+    whole_pass: PassNote | None = Field(default=None, alias="pass")
 
     @property
     def run(self) -> tuple[str | None, str | None, float | None]:
@@ -45,7 +57,7 @@ class Cost:
     """What extracting took, over all runs that noted it.
 
     seconds: of teachers at work.  outputs: one a teacher, view and image.  batch_sizes: images a teacher saw at once.
-    first, last: when the earliest and the latest run ended, ISO 8601.
+    first, last: when the earliest and the latest run ended, ISO 8601.  bottlenecks: what held the runs up.
     """
 
     runs: int
@@ -56,6 +68,7 @@ class Cost:
     batch_sizes: tuple[int, ...]
     first: str
     last: str
+    bottlenecks: tuple[str, ...] = ()
 
 
 def array_notes(catalog: Catalog, layout: ArrayLayout) -> list[RunNote]:
@@ -89,6 +102,7 @@ def teacher_cost(catalog: Catalog, teacher: StoredTeacher) -> Cost | None:
         batch_sizes=tuple(sorted({view.manifest.layout.batch_size for view in teacher.views.values()})),
         first=times[0],
         last=times[-1],
+        bottlenecks=_unique(None if note.whole_pass is None else note.whole_pass.bottleneck for note in every),
     )
 
 
@@ -105,7 +119,17 @@ def total_cost(costs: Sequence[Cost]) -> Cost | None:
         batch_sizes=tuple(sorted({size for cost in costs for size in cost.batch_sizes})),
         first=min(cost.first for cost in costs),
         last=max(cost.last for cost in costs),
+        bottlenecks=_unique(stage for cost in costs for stage in cost.bottlenecks),
     )
+
+
+def teacher_map(catalog: Catalog, teacher: StoredTeacher) -> float | None:
+    """Return the image-level multi-label mAP that was last noted beside a teacher's logits; None where none was."""
+    view = teacher.views.get("original")
+    if view is None or "logits" not in view.layouts:
+        return None
+    found = [note.multilabel_map for note in array_notes(catalog, view.layouts["logits"])]
+    return next((value for value in reversed(found) if value is not None), None)
 
 
 def array_fidelity(catalog: Catalog, layout: ArrayLayout) -> Fidelity | None:

@@ -14,7 +14,7 @@ from cache.catalog import Catalog, StoredTeacher, StoredView
 from cache.commands import derivation_command, writing_command
 from cache.layout import SCALES, ArrayLayout
 from cache.ledger import content_digest
-from cache.runs import Cost, array_fidelity, teacher_cost, total_cost
+from cache.runs import Cost, array_fidelity, teacher_cost, teacher_map, total_cost
 from cache.training_gaps import Gap, find_gaps, num_missing
 from cache.value_statistics import ArrayStatistics, view_statistics
 from cache.verify import Ledger, Problem, read_ledgers
@@ -98,6 +98,7 @@ def _teacher(catalog: Catalog, teacher: StoredTeacher, cost: Cost | None) -> dic
         "untrained": manifest.untrained,
         "views": list(teacher.views),
         "cost": _cost(cost),
+        "multilabel_map": teacher_map(catalog, teacher),
         "pca": None if manifest.pca is None else manifest.pca.model_dump(mode="json"),
         "command": next((command for command in map(partial(derivation_command, catalog), paths) if command), None),
     }

@@ -37,7 +37,6 @@ from cache.zarr_storage import ZarrStorage
 from data.errors import StoreCorruptError, StoreWriteError, TeachOnceError
 from data.geometry import View
 
-DEFAULT_BATCH_SIZE = 16
 # Enough for a percentile over tokens, few enough for the meter to stay small.
 _MAX_METERED_SAMPLES = 256
 Dropped = dict[tuple[str, int], str | None]
@@ -278,6 +277,8 @@ def _open(path: Path, plan: StorePlan, repair: bool, progress: Callable[[int], N
     storages = list(_storages(catalog, plan))
     dropped = drop_damaged_shards(storages, progress) if repair else {}
     committed = {storage.layout.path: _recover(catalog, storage) for storage in storages}
+    if isinstance(catalog.storage, ZarrStorage):  # an HDF5 file has had its room from the start
+        _check_space(path, _missing_bytes(storages, committed))
     return _Opened(catalog, committed, dropped)
 
 
@@ -324,7 +325,7 @@ def _all_parts(plan: StorePlan) -> list[TeacherParts]:
 
 
 def _create(path: Path, plan: StorePlan, builder: StoreBuilder) -> None:
-    _check_space(path, plan)
+    _check_space(path, plan.planned_bytes())
     builder.create(plan.root_manifest(), encode_samples(plan.samples), _all_parts(plan))
 
 
@@ -356,7 +357,7 @@ def _batch_size(plan: StorePlan, teacher: TeacherPlan, stored: StoredTeacher | N
     views = {} if stored is None else stored.views
     recorded = views.get(view) or next(iter(views.values()), None)
     asked = teacher.batch_size or plan.batch_size
-    return asked or (DEFAULT_BATCH_SIZE if recorded is None else recorded.manifest.layout.batch_size)
+    return asked or (plan.default_batch_size if recorded is None else recorded.manifest.layout.batch_size)
 
 
 def _recover(catalog: Catalog, storage: ArrayStorage) -> set[int]:
@@ -376,12 +377,20 @@ def _recover(catalog: Catalog, storage: ArrayStorage) -> set[int]:
     return set(entries)
 
 
-def _check_space(path: Path, plan: StorePlan) -> None:
-    need = plan.planned_bytes()
+def _missing_bytes(storages: list[ArrayStorage], committed: dict[str, set[int]]) -> int:
+    return sum(
+        storage.layout.shard_file_bytes(shard)
+        for storage in storages
+        for shard in range(storage.layout.num_shards)
+        if shard not in committed[storage.layout.path]
+    )
+
+
+def _check_space(path: Path, need: int) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if need > free:
         raise StoreWriteError(
-            f"{path}: the store needs {need / 1e9:.1f} GB, but {parent} has {free / 1e9:.1f} GB free",
+            f"{path}: what is to be written needs {need / 1e9:.1f} GB, but {parent} has {free / 1e9:.1f} GB free",
             hint="give another --out, fewer views, --limit or --dtype int8",
         )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -96,3 +97,14 @@ def squash(
     """Return the whole image [H, W, 3] uint8 at size (H, W), by one antialiased resize; aspect is lost."""
     resized = image.resize((size[1], size[0]), _FILTERS[resample])
     return np.array(resized, dtype=np.uint8)
+
+
+def squash_views(
+    image: Image.Image, views: Iterable[View], size: tuple[int, int], resample: Resample
+) -> dict[View, NDArray[np.uint8]]:
+    """Return what each view of the original image is after `squash`, from one resize.
+
+    A symmetric filter resizes a mirrored image to the mirrored resize, to the bit (`tests/data/test_images.py`).
+    """
+    squashed = squash(image, size, resample)
+    return {view: squashed if view == "original" else squashed[:, ::-1] for view in views}

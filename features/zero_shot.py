@@ -24,14 +24,14 @@ from .teacher import Teacher, TeacherOutput
 def embed_classes(prompts: PromptSet, embed_text: Callable[[list[str]], Tensor]) -> NDArray[np.float32]:
     """Return the 20 class embeddings [20, D] float32, in the devkit's order, each of unit length.
 
-    Every prompt's embedding is normalised, averaged over the templates, and normalised again.
+    Every prompt's embedding is normalised, averaged over all sentences of its class, and normalised again.
     embed_text: from n sentences to their embeddings [n, D].
     """
-    names = prompts.class_names
-    sentences = [sentence for name in names for sentence in prompts.sentences_of(name)]
+    sentences = [prompts.sentences_of(names) for names in prompts.class_names]
     with torch.inference_mode():
-        embeddings = F.normalize(embed_text(sentences).float(), dim=-1)
-        means = embeddings.view(len(names), len(prompts.templates), -1).mean(dim=1)
+        embeddings = F.normalize(embed_text([one for of_class in sentences for one in of_class]).float(), dim=-1)
+        by_class = torch.split(embeddings, [len(of_class) for of_class in sentences])
+        means = torch.stack([rows.mean(dim=0) for rows in by_class])
         classes: NDArray[np.float32] = F.normalize(means, dim=-1).numpy()
     return classes
 

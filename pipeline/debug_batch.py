@@ -14,9 +14,9 @@ from data.voc import read_voc
 from pipeline.config import Distillation, TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
-from pipeline.extract import build_teachers
 from pipeline.stored_targets import StoredTargets
 from pipeline.targets import LiveTargets, TargetSource, TeacherTargets
+from pipeline.teachers import TeacherChoices, build_teachers
 from pipeline.train import Trainer, target_source
 from students.losses.feature_mse import feature_mse
 from students.losses.logit_kl import logit_kl
@@ -53,7 +53,7 @@ def _compare(
     stored = StoredTargets(distillation, records, VIEWS, device)
     # The weights and teachers of the store's run, so that the same losses of the same teachers are computed.
     chosen = {"feature_teacher": stored.choice.features, "logit_teacher": stored.choice.logits}
-    teachers = build_teachers(live.teachers, live.weights, live.untrained, device)
+    teachers = build_teachers(live.teachers, TeacherChoices(live.weights, live.untrained), device)
     live_source = LiveTargets(teachers, distillation.model_copy(update=chosen), records, device)
     trainer = Trainer(config, records, device, stored)
     loaded = _first_batch(trainer, live_source)

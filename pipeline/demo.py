@@ -17,11 +17,12 @@ from data.voc import read_voc
 from evaluation.table import result_table
 from features.registry import is_available_locally
 from pipeline.config import Distillation, Recipe, TrainConfig
-from pipeline.extract import DEFAULT_TEACHERS, ExtractConfig, extract
+from pipeline.extract import ExtractConfig, extract
 from pipeline.inspection import heatmap, inspect_store, summary_table
 from pipeline.progress import say
 from pipeline.results import runs_table
 from pipeline.scoring import ScoreRequest, score
+from pipeline.teachers import DEFAULT_TEACHERS
 from pipeline.train import train
 from students.config import StudentConfig
 

@@ -1,6 +1,7 @@
 """Stage 1: runs frozen teachers over an image set, once, and writes what they say to a store.
 
 Every image is decoded once for all teachers and views; each teacher gets one antialiased resize from the original.
+Several processes may share the work (`torchrun`): each fills shards of its own.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ from pathlib import Path
 
 import torch
 
-from cache.manifest import StoredDtype, check_teacher_key
+from cache.manifest import StoredDtype
 from cache.plan import StoreFormat, StorePlan, TeacherPlan
+from cache.ranks import Ranks, by_first, exchange
 from cache.repair import Repair
 from cache.samples import SampleEntry
 from cache.writer import StoreWriter, open_writer, refuse_other_images
-from data.errors import UsageError
 from data.geometry import VIEWS, View
 from data.images import image_digest, read_image_bytes
 from data.records import ImageRecord
 from data.voc import read_voc
-from features.registry import build_teacher
+from features.prompt_file import read_prompts
+from features.registry import Precision
 from features.teacher import Teacher, probe
+from pipeline.batch_size import find_batch_size
 from pipeline.byte_progress import megabytes
 from pipeline.device import choose_device
 from pipeline.fill import Filling
-from pipeline.progress import progress, say
-
-DEFAULT_TEACHERS = ("dinov2_vits14", "clip_vitb32")
+from pipeline.progress import progress
+from pipeline.stage_times import StageTimes
+from pipeline.teacher_check import note_logit_maps
+from pipeline.teachers import DEFAULT_TEACHERS, TeacherChoices, build_teachers
+from pipeline.torch_ranks import joined_ranks, local_device
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class ExtractConfig:
     device: str = "auto"
     weights: dict[str, Path] = field(default_factory=dict)
     untrained: bool = False
+    precision: Precision = "float32"
+    prompts: Path | None = None
     limit: int | None = None
     format: StoreFormat | None = None
     repair: bool = False
@@ -57,34 +64,71 @@ class ExtractConfig:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction did.
+    """What an extraction did, as this process knows it.
 
-    samples: images of the store.  computed: teacher × view × image outputs of this run.  repaired: damaged shards that
-    were written again.
+    rank: its number among those that worked together.  samples: images of the store.  computed: teacher × view × image
+    outputs of this run, over all ranks.  times: of this rank.  repaired: damaged shards that were written again.
     """
 
     store: Path
+    rank: int
     samples: int
     computed: int
     seconds: float
     seconds_by_teacher: dict[str, float]
+    times: StageTimes
     untrained: tuple[str, ...]
     repaired: tuple[Repair, ...]
 
 
 def extract(config: ExtractConfig) -> Extraction:
-    """Make or resume the store that the configuration asks for.
+    """Make or resume the store that the configuration asks for; all processes of a torchrun job do it together.
 
     Raises UsageError, DatasetError, TeacherError or one of the store's errors; whatever was committed stays.
     """
-    device = choose_device(config.device)
+    with joined_ranks() as ranks:
+        return _extract(config, ranks)
+
+
+def _extract(config: ExtractConfig, ranks: Ranks) -> Extraction:
+    device = choose_device(local_device(config.device))
+    prompts = None if config.prompts is None else read_prompts(config.prompts).prompts
     records = read_voc(config.voc_root, config.voc_sets, config.limit)
     start = time.monotonic()
-    samples = digest_images(records)
-    images = StorePlan(
+    images = by_first(ranks, lambda: _image_plan(config, records))
+    choices = TeacherChoices(config.weights, config.untrained, config.precision, prompts)
+    teachers = _build_in_turn(ranks, config.teachers, choices, device)
+    found = None if config.batch_size else find_batch_size(teachers.values(), device, config.shard_samples)
+    plan = replace(
+        images,
+        teachers=[teacher_plan(key, teacher) for key, teacher in teachers.items()],
+        default_batch_size=min(size for size in exchange(ranks, found or images.default_batch_size)),
+    )
+    with ExitStack() as held:
+        writer = _open(held, config, plan, ranks)
+        run = Filling(writer, records, images.samples, teachers, device, workers_for(config.workers, device))
+        run.fill()
+        computed = sum(exchange(ranks, run.computed))
+        by_first(ranks, lambda: note_logit_maps(writer, records))
+    return Extraction(
+        store=config.out,
+        rank=ranks.rank,
+        samples=len(records),
+        computed=computed,
+        seconds=time.monotonic() - start,
+        seconds_by_teacher=dict(run.teacher_seconds),
+        times=run.times,
+        untrained=tuple(key for key, teacher in teachers.items() if teacher.untrained),
+        repaired=tuple(writer.repaired),
+    )
+
+
+def _image_plan(config: ExtractConfig, records: Sequence[ImageRecord]) -> StorePlan:
+    """Return the plan without its teachers; other images than the store's are refused before any teacher is built."""
+    plan = StorePlan(
         sets=config.voc_sets,
         limit=config.limit,
-        samples=samples,
+        samples=digest_images(records),
         teachers=(),
         views=config.views,
         feature_dtype=config.dtype,
@@ -93,58 +137,24 @@ def extract(config: ExtractConfig) -> Extraction:
         format=config.format,
     )
     if not config.repair:
-        refuse_other_images(config.out, images)
-    teachers = build_teachers(config.teachers, config.weights, config.untrained, device)
-    plan = replace(images, teachers=[teacher_plan(key, teacher) for key, teacher in teachers.items()])
-    with ExitStack() as held:
-        writer = _open(held, config, plan)
-        run = Filling(writer, records, samples, teachers, device, workers_for(config.workers, device))
-        run.fill()
-    return Extraction(
-        store=config.out,
-        samples=len(records),
-        computed=run.computed,
-        seconds=time.monotonic() - start,
-        seconds_by_teacher=dict(run.seconds),
-        untrained=tuple(key for key, teacher in teachers.items() if teacher.untrained),
-        repaired=tuple(writer.repaired),
-    )
+        refuse_other_images(config.out, plan)
+    return plan
 
 
-def _open(held: ExitStack, config: ExtractConfig, plan: StorePlan) -> StoreWriter:
-    if not config.repair:
-        return held.enter_context(open_writer(config.out, plan))
-    with megabytes("verifying", plan.planned_bytes()) as advance:
-        return held.enter_context(open_writer(config.out, plan, repair=True, progress=advance))
-
-
-def build_teachers(
-    specs: Sequence[str], weights: dict[str, Path], untrained: bool, device: torch.device
+def _build_in_turn(
+    ranks: Ranks, specs: Sequence[str], choices: TeacherChoices, device: torch.device
 ) -> dict[str, Teacher]:
-    """Return the teachers by key, on the device. A spec is NAME, or KEY=SPEC to choose the key in the store.
+    """Build on the first rank, then on the others: what had to be downloaded is then in the hub's cache."""
+    first: dict[str, Teacher] = {}
+    by_first(ranks, lambda: first.update(build_teachers(specs, choices, device)))
+    return first or build_teachers(specs, choices, device)
 
-    Raises UsageError for a bad key, a key given twice, or weights for a teacher that was not asked for.
-    """
-    named: dict[str, str] = {}
-    for text in specs:
-        key, separator, spec = text.partition("=")
-        key, spec = (key, spec) if separator else (text, text)
-        try:
-            check_teacher_key(key)
-        except ValueError as error:
-            raise UsageError(f"--teacher {text}: {error}", hint=f"name it yourself: --teacher mykey={spec}") from None
-        if key in named:
-            raise UsageError(f"--teacher {key} is given twice", hint="give each its own key: --teacher KEY=SPEC")
-        named[key] = spec
-    stray = sorted(set(weights) - set(named) - set(named.values()))
-    if stray:
-        raise UsageError(f"--weights {stray[0]}=…: no such teacher was asked for (asked: {', '.join(named)})")
-    teachers = {}
-    for key, spec in named.items():
-        say(f"building teacher {key}{' (untrained)' if untrained else ''}")
-        path = weights.get(key, weights.get(spec))
-        teachers[key] = build_teacher(spec, weights=path, untrained=untrained and path is None).to(device)
-    return teachers
+
+def _open(held: ExitStack, config: ExtractConfig, plan: StorePlan, ranks: Ranks) -> StoreWriter:
+    if not config.repair:
+        return held.enter_context(open_writer(config.out, plan, ranks=ranks))
+    with megabytes("verifying", plan.planned_bytes()) as advance:
+        return held.enter_context(open_writer(config.out, plan, ranks=ranks, repair=True, progress=advance))
 
 
 def teacher_plan(key: str, teacher: Teacher) -> TeacherPlan:

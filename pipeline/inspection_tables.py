@@ -22,7 +22,7 @@ def summary_table(summary: Summary) -> Group:
     """Return the summary as a person reads it."""
     parts: list[RenderableType] = [_headline(summary)]
     if summary["dataset"] is not None:
-        parts += [_facts(summary), _teachers(summary), *_derived(summary)]
+        parts += [_facts(summary), _teachers(summary), *_logit_maps(summary), *_derived(summary)]
         parts += [_extraction(summary)] if summary["cost"] is not None else []
         parts += [Arrays(summary["arrays"]), *map(Text, _notes(summary))]
     else:
@@ -85,6 +85,16 @@ def _teachers(summary: Summary) -> Group:
     return titled("Teachers", table)
 
 
+def _logit_maps(summary: Summary) -> list[Text]:
+    lines = []
+    for key, teacher in summary["teachers"].items():
+        if teacher["multilabel_map"] is not None:
+            note = " (UNTRAINED: expect chance)" if teacher["untrained"] else ""
+            found = f"{100 * teacher['multilabel_map']:.1f}"
+            lines.append(Text(f"{key}: image-level multi-label mAP {found} on these images{note}"))
+    return lines
+
+
 def _derived(summary: Summary) -> list[Text]:
     lines = []
     for key, teacher in summary["teachers"].items():
@@ -116,7 +126,8 @@ def _extraction(summary: Summary) -> Group:
         cells = [key, time, f"{cost['outputs']:,}", each, ", ".join(map(str, cost["batch_sizes"]))]
         table.add_row(*cells, *([] if alike else [_on(cost)]))
     days = " to ".join(dict.fromkeys([total["first"][:10], total["last"][:10]]))
-    return titled(f"Extraction on {_on(total)}, {days}", table)
+    held_up = f", held up by {' and '.join(total['bottlenecks'])}" if total["bottlenecks"] else ""
+    return titled(f"Extraction on {_on(total)}, {days}{held_up}", table)
 
 
 def _on(cost: dict[str, Any]) -> str:

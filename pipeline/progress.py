@@ -12,6 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
+_silent = False
+
+
+def silence() -> None:
+    """Show no more progress from this process: of several that work together, the first one speaks."""
+    global _silent
+    _silent = True
 
 
 class Tick(Protocol):
@@ -23,13 +30,14 @@ class Tick(Protocol):
 
 def say(text: str) -> None:
     """Print one line of progress."""
-    print(text, file=sys.stderr, flush=True)
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "images") -> Iterator[Tick]:
     """Show the progress of `total` units of work in the block."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _silent:
         with _bar(what, total) as tick:
             yield tick
     else:

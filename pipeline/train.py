@@ -27,7 +27,6 @@ from pipeline.config import TrainConfig
 from pipeline.dataset import EpochBatches, LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
 from pipeline.evaluate import score_student
-from pipeline.extract import build_teachers
 from pipeline.loading import BatchLoader, load_batches
 from pipeline.objective import Objective
 from pipeline.optimisation import build_optimizer, clip_gradients, learning_rate, set_learning_rate
@@ -37,6 +36,7 @@ from pipeline.recorder import Recorder
 from pipeline.resuming import as_chosen, find_resumable, refuse_other_targets, refuse_taken_name
 from pipeline.stored_targets import StoredTargets
 from pipeline.targets import LiveTargets, TargetSource, TeacherTargets, views_drawn
+from pipeline.teachers import TeacherChoices, build_teachers
 from students.detector import Student, StudentOutput, build_student
 
 _STEPS_BETWEEN_SCALARS = 20
@@ -313,7 +313,9 @@ def target_source(config: TrainConfig, records: list[ImageRecord], device: torch
         return None
     if distillation.source == "store":
         return StoredTargets(distillation, records, views_drawn(config.recipe.flip), device, config.residency)
-    teachers = build_teachers(distillation.teachers, distillation.weights, distillation.untrained, device)
+    teachers = build_teachers(
+        distillation.teachers, TeacherChoices(distillation.weights, distillation.untrained), device
+    )
     return LiveTargets(teachers, distillation, records, device)
 
 

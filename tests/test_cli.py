@@ -241,7 +241,8 @@ class TestExtract:
         self, devkit: Path, store: Path, tmp_path: Path
     ) -> None:
         copy = Path(shutil.copytree(store, tmp_path / "s.zarr"))
-        (copy / "tiny_clip/original/logits/ledger.jsonl").unlink()
+        for name in ("ledger.jsonl", "provenance.jsonl"):
+            (copy / "tiny_clip/original/logits" / name).unlink()
         common = ("--voc-root", devkit, "--limit", "4", "--out", copy, "--shard-samples", "4", "--workers", "0")
         done = run("extract-teachers", *common, "--teacher", "other=tiny_dino")
         assert done.code == 0, done.err

@@ -10,7 +10,7 @@ import pytest
 
 from cache.catalog import read_catalog
 from cache.fidelity import Fidelity, FidelityMeter
-from cache.runs import Cost, array_fidelity, combined_fidelity, teacher_cost, total_cost
+from cache.runs import Cost, array_fidelity, combined_fidelity, teacher_cost, teacher_map, total_cost
 
 if TYPE_CHECKING:
     from tests.cache.conftest import TinyStores
@@ -150,3 +150,21 @@ def test_int8_features_bring_the_fidelity_that_was_measured_when_they_were_extra
     assert found is not None
     assert (found.samples, found.cosine_mean > 0.999) == (3, True)  # one of each shard
     assert array_fidelity(catalog, layouts["scale_token"]) is None
+
+
+def test_what_held_runs_up_is_told_and_unknown_stages_are_not(store: Path) -> None:
+    for stage in ("decode", "disk", "decode"):
+        note(store, "dino", "original", teacher_seconds_all_views=1.0, **{"pass": {"bottleneck": stage}})
+    note(store, "dino", "original", teacher_seconds_all_views=1.0, **{"pass": {"bottleneck": "\x1b[2J"}})
+    found = cost(store, "dino")
+    assert found is not None
+    assert found.bottlenecks == ("decode", "disk")
+
+
+def test_the_last_multilabel_map_beside_the_logits_counts(store: Path) -> None:
+    catalog = read_catalog(store)
+    assert teacher_map(catalog, catalog.teachers["clip"]) is None
+    for value in (0.25, 0.5, None, 7.0):
+        note(store, "clip", "original", multilabel_map=value)
+    assert teacher_map(catalog, catalog.teachers["clip"]) == 0.5
+    assert teacher_map(catalog, catalog.teachers["dino"]) is None

@@ -54,6 +54,7 @@ def test_a_complete_store_is_described(whole_store: Path) -> None:
         "untrained": True,
         "views": ["original", "hflip"],
         "cost": None,
+        "multilabel_map": None,
         "pca": None,
         "command": None,
     }
@@ -169,7 +170,7 @@ def test_costs_are_told_by_teacher_and_in_all(stores: TinyStores) -> None:
                 writer.note_provenance(teacher, view, facts)  # type: ignore[arg-type]
     summary = summarise(read_catalog(stores.folder / "s.zarr"), [], verified=False)
     assert set(summary["cost"]) == {
-        "runs", "seconds", "outputs", "devices", "hosts", "batch_sizes", "first", "last",
+        "runs", "seconds", "outputs", "devices", "hosts", "batch_sizes", "first", "last", "bottlenecks",
     }  # fmt: skip
     costs = {key: teacher["cost"] for key, teacher in summary["teachers"].items()}
     assert (costs["dino"]["seconds"], costs["clip"]["seconds"], summary["cost"]["seconds"]) == (3.0, 0.5, 3.5)

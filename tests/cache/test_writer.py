@@ -20,9 +20,10 @@ import cache.zarr_storage
 from cache.catalog import read_catalog
 from cache.encoding import feature_moments
 from cache.ledger import read_ledgers
+from cache.plan import StorePlan
 from cache.reader import TeacherStore
 from cache.verify import find_problems
-from cache.writer import DEFAULT_BATCH_SIZE, open_writer
+from cache.writer import open_writer
 from data.errors import StoreCorruptError, StoreLockedError, StoreMissingError, StoreWriteError
 
 if TYPE_CHECKING:
@@ -124,6 +125,24 @@ class TestCreate:
         with pytest.raises(StoreWriteError, match=r"needs 0\.0 GB, but"):
             stores.build(plan)
         assert not (stores.folder / "store.zarr").exists()
+
+    def test_a_disk_that_is_too_small_for_what_is_missing_is_said_before_anything_is_written(
+        self, stores: TinyStores, tree_of: Tree, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = stores.folder / "s.zarr"
+        with open_writer(path, stores.plan(teachers=["dino"])) as writer:
+            stores.fill(writer)
+        before = tree_of(path)
+        # clip adds, a view and shard of three samples, logits 3 × 4 × 4 + 4 and embeddings 3 × 6 × 4 + 4 bytes.
+        need = 2 * 3 * (52 + 76)
+        usage = shutil.disk_usage(stores.folder)
+        monkeypatch.setattr(cache.writer.shutil, "disk_usage", lambda _: usage._replace(free=need - 1))
+        with pytest.raises(StoreWriteError, match=r"needs 0\.0 GB, but"), open_writer(path, stores.plan()):
+            pass
+        assert {file: data for file, data in tree_of(path).items() if file in before} == before
+        monkeypatch.setattr(cache.writer.shutil, "disk_usage", lambda _: usage._replace(free=need))
+        with open_writer(path, stores.plan()) as writer:
+            stores.fill(writer)
 
     def test_text_embeddings_that_are_not_finite_are_refused(self, stores: TinyStores) -> None:
         bad = np.full((4, 6), np.nan, np.float32)
@@ -364,7 +383,7 @@ class TestExtend:
         store = stores.build(stores.plan(teachers=["dino"], views=["original"], batch_size=5))
         with open_writer(store, stores.plan()) as writer:
             assert writer.batch_size("dino", "original") == writer.batch_size("dino", "hflip") == 5
-            assert writer.batch_size("clip", "original") == DEFAULT_BATCH_SIZE
+            assert writer.batch_size("clip", "original") == StorePlan.default_batch_size
 
     def test_nothing_is_added_when_something_else_is_refused(self, stores: TinyStores, tree_of: Tree) -> None:
         store = stores.build(stores.plan(teachers=["dino"], views=["original"]))

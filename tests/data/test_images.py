@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import ImageError
 from data.geometry import VIEWS, View
-from data.images import Resample, decode_image, image_digest, read_image_bytes, show_view, squash
+from data.images import Resample, decode_image, image_digest, read_image_bytes, show_view, squash, squash_views
 from data.records import ImageRecord
 from data.sample import load_sample
 from data.voc import read_record, read_voc
@@ -146,3 +148,19 @@ def test_a_bright_blob_lands_where_its_box_does(tiny: TinyDevkit, box: tuple[int
     Image.fromarray(pixels).save(tiny.image("000001"), quality=95)
     sample = load_sample(record_of(tiny), view)
     np.testing.assert_allclose(sample.boxes_xyxy, [bright_box(sample.image)], atol=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    to=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    resample=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_views_from_one_resize_are_those_of_a_resize_each(
+    size: tuple[int, int], to: tuple[int, int], resample: Resample
+) -> None:
+    """Mirroring and an antialiased resize commute to the bit, enlarging and shrinking, at odd and even sizes."""
+    image = textured(*size)
+    shown = squash_views(image, VIEWS, to, resample)
+    for view in VIEWS:
+        np.testing.assert_array_equal(shown[view], squash(show_view(image, view), to, resample))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import features.tiny
 import pipeline.extract
+import pipeline.teachers
 from cache.plan import StorePlan
 from cache.reader import TeacherStore
 from data.errors import ImageError, StoreStaleError, StoreWriteError, TeacherError, UsageError
@@ -21,8 +22,9 @@ from data.records import ImageRecord
 from features.registry import build_teacher
 from features.teacher import Teacher, TeacherOutput
 from features.zero_shot import ZeroShotTeacher
-from pipeline.extract import build_teachers, extract
+from pipeline.extract import extract
 from pipeline.inspection import inspect_store
+from pipeline.teachers import TeacherChoices, build_teachers
 from tests.pipeline.small_runs import extraction, files_of
 
 CPU = torch.device("cpu")
@@ -217,7 +219,7 @@ class TestResuming:
     def test_other_images_are_refused_before_any_teacher_is_built(
         self, devkit: Path, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pipeline.extract, "build_teacher", None)
+        monkeypatch.setattr(pipeline.teachers, "build_teacher", None)
         with pytest.raises(StoreStaleError, match=r"dataset\.samples"):
             extract(extraction(devkit, store, limit=6))
 
@@ -318,7 +320,7 @@ class TestNames:
     )
     def test_what_cannot_be_named_is_refused(self, specs: list[str], weights: dict[str, Path], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            build_teachers(specs, weights, False, CPU)
+            build_teachers(specs, TeacherChoices(weights), CPU)
 
 
 class TestBadInput:
@@ -365,9 +367,9 @@ class TestBadInput:
         path = own_devkit / "VOC2007/JPEGImages/000002.jpg"
         open_writer = pipeline.extract.open_writer
 
-        def open_late(*args: Any) -> Any:
+        def open_late(*args: Any, **options: Any) -> Any:
             path.write_bytes(path.read_bytes() + b"\0")  # after its digest was taken, before it is decoded
-            return open_writer(*args)
+            return open_writer(*args, **options)
 
         monkeypatch.setattr(pipeline.extract, "open_writer", open_late)
         with pytest.raises(ImageError, match=r"000002\.jpg: the image changed"):

@@ -22,8 +22,9 @@ from data.records import ImageRecord
 from data.voc import read_voc
 from features.teacher import TeacherOutput
 from pipeline.convert import ConvertConfig, convert
-from pipeline.extract import build_teachers, digest_images, extract, teacher_plan
+from pipeline.extract import digest_images, extract, teacher_plan
 from pipeline.stored_targets import decode_features
+from pipeline.teachers import TeacherChoices, build_teachers
 from pipeline.train import train
 from tests.pipeline.small_runs import TINY_TEACHERS, extraction, from_store, load, small_run, stored_targets
 
@@ -176,7 +177,7 @@ class TestDtypes:
         """Coarser by area, finer by interpolation: the adapter's rule. Nothing is refused, and the grid is recorded."""
         for grid in ((15, 10), (37, 40)):
             path = tmp_path / f"{grid[0]}.zarr"
-            teachers = build_teachers(("tiny_dino",), {}, False, CPU)
+            teachers = build_teachers(("tiny_dino",), TeacherChoices(), CPU)
             plan = teacher_plan("tiny_dino", teachers["tiny_dino"])
             outputs = {"features": (*grid, 64)}
             store_plan = StorePlan(
@@ -235,7 +236,7 @@ class TestRefusals:
         assert stored_targets(copy, records=records[:8]).feature_shape == (30, 30, 64)
 
     def test_another_frame(self, devkit: Path, tmp_path: Path, records: list[ImageRecord]) -> None:
-        teachers = build_teachers(TINY_TEACHERS, {}, False, CPU)
+        teachers = build_teachers(TINY_TEACHERS, TeacherChoices(), CPU)
         plan = StorePlan(
             sets=("2007:train",), limit=None, samples=digest_images(records), views=BOTH, feature_dtype="float16",
             teachers=[teacher_plan(key, teacher) for key, teacher in teachers.items()],

@@ -8,8 +8,8 @@ from data.errors import UsageError
 from data.geometry import View
 from data.records import ImageRecord
 from pipeline.config import Distillation
-from pipeline.extract import build_teachers
 from pipeline.targets import LiveTargets, choose_teachers, views_drawn
+from pipeline.teachers import TeacherChoices, build_teachers
 from tests.pipeline.small_runs import TINY_TEACHERS, load, stored_targets
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ ORDER: list[View] = ["hflip", "original", "original", "hflip"]
 
 
 def live_targets(records: list[ImageRecord], **weights: Any) -> LiveTargets:
-    teachers = build_teachers(TINY_TEACHERS, {}, False, CPU)
+    teachers = build_teachers(TINY_TEACHERS, TeacherChoices(), CPU)
     return LiveTargets(teachers, Distillation(source="live", teachers=TINY_TEACHERS, **weights), records, CPU)
 
 
