@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -100,6 +101,14 @@ def weight_paths(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     return {name: Path(path) for name, _, path in pairs}
 
 
+def grid_cell(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Return a ROW,COLUMN option as numbers."""
+    match = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", value or "")
+    if value is not None and match is None:
+        raise click.BadParameter(f"expected ROW,COLUMN, as 12,7, found {value!r}")
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
 VOC_ROOT = click.option(
     "--voc-root", type=PATH, default="data/VOCdevkit", show_default=True, help="Folder that holds VOC2007."
 )
@@ -110,6 +119,22 @@ WEIGHTS = click.option(
     "--weights", multiple=True, callback=weight_paths, metavar="NAME=PATH", help="Local weights of a teacher."
 )
 UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, seeded weights.")
+
+
+@cli.command()
+@JSON
+def teachers(as_json: bool) -> None:
+    """List the teachers.
+
+    What each gives, its size, grid and licence, and whether its weights are in the local hub cache.
+    """
+    from pipeline.teacher_list import closing_lines, list_teachers, teachers_table
+
+    listed = list_teachers()
+    if as_json:
+        click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    print_rich(teachers_table(listed), *closing_lines(listed))
 
 
 @cli.command("extract-teachers")
@@ -294,12 +319,18 @@ def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: boo
     click.option("--verify", is_flag=True, help="Read every byte; compare checksums and digests."),
     click.option("--voc-root", type=PATH, help="Are these the images it was made from? With --sample: draw its image."),
     click.option("--voc-set", "voc_sets", multiple=True, help="Images to train on. [those it was made from]"),
-    click.option("--sample", metavar="ID", help="Draw this sample's features, as VOC2007/000005."),
+    click.option("--sample", "samples", multiple=True, metavar="ID",
+                 help="Draw this sample's features, as VOC2007/000005; repeat for several."),
     click.option("--heatmap", type=PATH, metavar="PNG", help="Where to."),
-)
+    click.option("--teacher", metavar="KEY", help="Whose features to draw. [the first that has some]"),
+    click.option("--view", type=click.Choice(["original", "hflip"]), default="original", show_default=True,
+                 help="View to draw."),
+    click.option("--cell", callback=grid_cell, metavar="ROW,COLUMN",
+                 help="Compare with this cell, counted from 0. [the largest object's centre, else the grid's]"),
+)  # fmt: skip
 def inspect_cache(
-    store: Path, as_json: bool, verify: bool, voc_root: Path | None, voc_sets: tuple[str, ...], sample: str | None,
-    heatmap: Path | None,
+    store: Path, as_json: bool, verify: bool, voc_root: Path | None, voc_sets: tuple[str, ...],
+    samples: tuple[str, ...], heatmap: Path | None, **drawn: Any,
 ) -> None:  # fmt: skip
     """Show what a store holds and whether it is whole.
 
@@ -307,12 +338,15 @@ def inspect_cache(
     """
     from pipeline import inspection
 
-    if (sample is None) != (heatmap is None):
-        raise UsageError("--sample and --heatmap go together", hint="--sample VOC2007/000005 --heatmap sample.png")
+    go_together = "--sample VOC2007/000005 --heatmap sample.png"
+    if bool(samples) != (heatmap is not None):
+        raise UsageError("--sample and --heatmap go together", hint=go_together)
+    if (drawn["teacher"] or drawn["cell"]) and not samples:
+        raise UsageError("--teacher and --cell are for --sample", hint=go_together)
     if voc_sets and voc_root is None:
         voc_root = Path("data/VOCdevkit")
-    if sample is not None and heatmap is not None:
-        heatmap.write_bytes(inspection.heatmap(store, sample, voc_root))
+    if heatmap is not None:
+        heatmap.write_bytes(inspection.heatmap(store, samples, voc_root, **drawn))
         click.echo(f"wrote {heatmap}")
         return
     summary = inspection.inspect_with_progress(store, verify=verify, voc_root=voc_root, voc_sets=voc_sets)
@@ -350,6 +384,31 @@ def convert_cache(**flags: Any) -> None:
 
     done = convert(ConvertConfig(**flags))
     print_rich(conversion_table(done), *conversion_lines(done))
+
+
+@cli.command("relabel-logits")
+@options(
+    click.argument("store", type=PATH),
+    click.option("--prompts", type=PATH, required=True, metavar="FILE", help="Templates and class names (YAML)."),
+    click.option("--teacher", metavar="KEY", help="Whose embeddings to use, where several teachers have some."),
+    click.option("--as", "key", metavar="KEY", help="Key of the new teacher. [the teacher's and the file's name]"),
+    WEIGHTS,
+    UNTRAINED,
+    click.option("--logit-scale", type=float, help="Factor on the cosines. [the teacher's own]"),
+    click.option("--voc-root", type=PATH,
+                 help="Judge the logits by these annotations. [data/VOCdevkit, where it is there]"),
+    click.option("--voc-set", "voc_sets", multiple=True, help="Images to judge them on. [those of the store]"),
+    click.option("--repair", is_flag=True, help="Verify the new teacher's bytes first; write what is damaged again."),
+)  # fmt: skip
+def relabel_logits(**flags: Any) -> None:
+    """Make new logits from stored embeddings and other prompts.
+
+    Adds a teacher to the store in seconds; no image is looked at. Running it again resumes.
+    """
+    from pipeline.relabel import RelabelConfig, relabel, relabel_lines
+
+    for line in relabel_lines(relabel(RelabelConfig(**flags))):
+        click.echo(line)
 
 
 @cli.command()

@@ -9,38 +9,65 @@ from cache.canonical import Json
 from cache.catalog import Catalog, StoredTeacher
 from data.geometry import VIEWS
 
-_CONVERT = ["python", "cli.py", "convert-cache"]
+_EXTRACT = ("python", "cli.py", "extract-teachers")
+_CONVERT = ("python", "cli.py", "convert-cache")
+_RELABEL = ("python", "cli.py", "relabel-logits")
+# Of those that make what they write from what is stored: where among the words the store stands that they write to.
+_PLACE_OF_STORE: dict[tuple[str, ...], int] = {_CONVERT: 4, _RELABEL: 3}
 
 
 def writing_command(catalog: Catalog, teachers: Sequence[str] = ()) -> str:
     """Return the command that writes what a store lacks; with ` --repair`, what is damaged too.
 
     teachers: keys of those that are concerned, all where none is named.  Of a derived store it is the `convert-cache`
-    command that made it; else `extract-teachers` as the manifests imply it, where DIR stands for the devkit's folder.
+    command that made it, of relabelled teachers alone the `relabel-logits` command of the first; else
+    `extract-teachers` as the manifests imply it, where DIR stands for the devkit's folder.
     """
     stored = [teacher for key, teacher in catalog.teachers.items() if not teachers or key in teachers]
+    # What is relabelled is made from what the others have: their command comes first.
+    stored = [teacher for teacher in stored if relabelled_from(catalog, teacher) is None] or stored
     arrays = [array for teacher in stored for view in teacher.views.values() for array in view.layouts.values()]
     for layout in arrays:
         command = derivation_command(catalog, layout.path)
         if command is not None:
             return command
     if any(array.source for teacher in stored for v in teacher.views.values() for array in v.manifest.arrays.values()):
-        return shlex.join([*_CONVERT, "SOURCE", str(catalog.path)])
+        return _command_unknown(catalog, stored[0])
     return _extraction_command(catalog, stored)
 
 
 def derivation_command(catalog: Catalog, array: str | None = None) -> str | None:
-    """Return the `convert-cache` command that made a store, or one array of it by path; None where none did.
+    """Return the `convert-cache` or `relabel-logits` command that made a store, or one array of it by path.
 
-    It names the place where the store lies now.
+    It names the place where the store lies now. None where there is none.
     """
     for layout in catalog.layouts():
         if array in (None, layout.path):
             for note in reversed(catalog.storage.array(layout).read_provenance()):
                 words = _words(note.get("command"))
-                if words[:3] == _CONVERT and len(words) >= 5:
-                    return shlex.join([*words[:4], str(catalog.path), *words[5:]])
+                place = _PLACE_OF_STORE.get(tuple(words[:3]), len(words))
+                if place < len(words):
+                    return shlex.join([*words[:place], str(catalog.path), *words[place + 1 :]])
     return None
+
+
+def relabelled_from(catalog: Catalog, teacher: StoredTeacher) -> str | None:
+    """Return the key of the teacher from whose embeddings, in this same store, a teacher's logits were made.
+
+    None for any other teacher, also for relabelled logits that were copied without what they were made from.
+    """
+    sources = {array.source for view in teacher.views.values() for array in view.manifest.arrays.values()}
+    paths = (path for path, fingerprint in catalog.fingerprints.items() if fingerprint in sources)
+    return next((path.partition("/")[0] for path in paths), None)
+
+
+def _command_unknown(catalog: Catalog, teacher: StoredTeacher) -> str:
+    """Return the command of a teacher that was made from what is stored, where no run has left its own."""
+    source, store = relabelled_from(catalog, teacher), str(catalog.path)
+    if source is None:
+        return shlex.join([*_CONVERT, "SOURCE", store])
+    key = teacher.manifest.key
+    return shlex.join([*_RELABEL, store, "--prompts", "FILE", "--teacher", source, "--as", key])
 
 
 def _words(command: Json) -> list[str]:
@@ -61,6 +88,8 @@ def _extraction_command(catalog: Catalog, teachers: Sequence[StoredTeacher]) -> 
     words += _repeated("--teacher", [_named(teacher) for teacher in teachers])
     if teachers and all(teacher.manifest.untrained for teacher in teachers):
         words.append("--untrained")
+    words += _repeated("--precision", [p for t in teachers if (p := t.manifest.identity.get("autocast"))][:1])
+    words += _repeated("--prompts", _prompt_files(catalog, teachers)[:1])
     views = [view for view in VIEWS if all(view in teacher.views for teacher in teachers)]
     if len(views) < len(VIEWS):
         words += _repeated("--view", views)
@@ -69,7 +98,15 @@ def _extraction_command(catalog: Catalog, teachers: Sequence[StoredTeacher]) -> 
     words += _repeated("--dtype", [dtype for dtype in dtypes if dtype != "float16"][:1])
     cuts = [layout.shard_samples for _, layout in layouts]
     words += _repeated("--shard-samples", [str(cut) for cut in cuts if cut != 64][:1])
-    return shlex.join(["python", "cli.py", "extract-teachers", *words, "--out", str(catalog.path)])
+    return shlex.join([*_EXTRACT, *words, "--out", str(catalog.path)])
+
+
+def _prompt_files(catalog: Catalog, teachers: Sequence[StoredTeacher]) -> list[str]:
+    """Return the prompt files that runs have noted beside the teachers' arrays."""
+    layouts = [layout for teacher in teachers for view in teacher.views.values() for layout in view.layouts.values()]
+    notes = (note.get("prompts") for layout in layouts for note in catalog.storage.array(layout).read_provenance())
+    files = [note.get("file") for note in notes if isinstance(note, dict)]
+    return [file for file in files if isinstance(file, str) and file.isprintable()]
 
 
 def _named(teacher: StoredTeacher) -> str:

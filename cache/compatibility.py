@@ -17,6 +17,10 @@ _HINT_DERIVED = (
     "convert-cache made this store: repeat its settings to resume or to add to it, or make a new store (convert-cache:"
     " another DST; extract-teachers: another --out)"
 )
+_HINT_RELABELLED = (
+    "relabel-logits made these logits: repeat its settings to resume, or give what you ask for another key"
+    " (relabel-logits: --as KEY; extract-teachers: --teacher KEY=SPEC)"
+)
 _HINT_EXTRACTED = "the store holds these targets as they were extracted: give convert-cache another DST"
 
 
@@ -49,7 +53,7 @@ def _selection(root: RootManifest, ids: list[str]) -> str:
 def refuse_other_teacher(path: Path, stored: StoredTeacher, asked: TeacherPlan) -> None:
     """Raise StoreStaleError unless the teacher has the stored identity and still says of the probe what it said."""
     changed = list(differences(stored.manifest.identity, asked.identity, asked.key))
-    _refuse(path, "another teacher under the same name", changed)
+    _refuse(path, "another teacher under the same name", changed, _HINT_RELABELLED if _is_relabelled(stored) else _HINT)
     pca = asked.manifest().pca
     refuse_other_basis(path, stored, None if pca is None else pca.model_dump(mode="json"))
     cosine = stored.manifest.probe.cosine(asked.probe)
@@ -104,7 +108,15 @@ def _is_derived(manifest: ViewManifest) -> bool:
     return any(array.source is not None for array in manifest.arrays.values())
 
 
+def _is_relabelled(stored: StoredTeacher) -> bool:
+    # A conversion changes features alone: logits that were computed from something stored are relabelled ones.
+    arrays = (view.manifest.arrays.get("logits") for view in stored.views.values())
+    return any(array is not None and array.source is not None for array in arrays)
+
+
 def _hint(stored: StoredTeacher, *, asked_derived: bool) -> str:
+    if _is_relabelled(stored):
+        return _HINT_RELABELLED
     if any(_is_derived(view.manifest) for view in stored.views.values()):
         return _HINT_DERIVED
     return _HINT_EXTRACTED if asked_derived else _HINT

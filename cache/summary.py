@@ -42,7 +42,7 @@ def summarise(
     whole: Status = "complete" if arrays and all(array["complete"] for array in arrays) else "incomplete"
     status = "corrupt" if problems else whole
     costs = {key: teacher_cost(catalog, teacher) for key, teacher in catalog.teachers.items()}
-    gaps = [*find_gaps(catalog, ledgers, writing_command(catalog)), *gaps]
+    gaps = [*find_gaps(catalog, ledgers), *gaps]
     return {
         "store": str(catalog.path),
         "format_version": catalog.root.format_version,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cache.catalog import Catalog, StoredTeacher
-from cache.commands import derivation_command
+from cache.commands import derivation_command, relabelled_from, writing_command
 from cache.layout import ArrayLayout
 from cache.verify import Ledger
 from data.errors import StoreError
@@ -27,10 +27,10 @@ class Gap:
     hint: str
 
 
-def find_gaps(catalog: Catalog, ledgers: Mapping[str, Ledger], resume: str) -> list[Gap]:
+def find_gaps(catalog: Catalog, ledgers: Mapping[str, Ledger]) -> list[Gap]:
     """Return what training with both losses and flips would miss in the whole store.
 
-    ledgers: of every array by path.  resume: the command that commits what is missing.
+    ledgers: of every array by path.
     """
     gaps = []
     if catalog.root.frame != FRAME_SIZE:
@@ -46,7 +46,7 @@ def find_gaps(catalog: Catalog, ledgers: Mapping[str, Ledger], resume: str) -> l
             gaps.append(Gap(None, problem, f"name one: {option} {having[name][0]}"))
     for key, teacher in catalog.teachers.items():
         if any(key in keys for keys in having.values()):
-            gaps += [*_missing_views(catalog, key, teacher), *_missing_samples(catalog, key, teacher, ledgers, resume)]
+            gaps += [*_missing_views(catalog, key, teacher), *_missing_samples(catalog, key, teacher, ledgers)]
     return gaps
 
 
@@ -66,7 +66,11 @@ def _missing_views(catalog: Catalog, key: str, teacher: StoredTeacher) -> list[G
         return []
     options = " ".join(f"--view {view}" for view in lacking)
     paths = [layout.path for view in teacher.views.values() for layout in view.layouts.values()]
-    if any(derivation_command(catalog, path) for path in paths):
+    source = relabelled_from(catalog, teacher)
+    if source is not None:
+        again = writing_command(catalog, [key])
+        add = f"add it to {source} (extract-teachers … --teacher {source} {options}) and repeat: {again}"
+    elif any(derivation_command(catalog, path) for path in paths):
         add = f"convert it from a store that has it ({options})"
     else:
         add = f"add it: python cli.py extract-teachers … --out {catalog.path} --teacher {key} {options}"
@@ -75,9 +79,7 @@ def _missing_views(catalog: Catalog, key: str, teacher: StoredTeacher) -> list[G
     return [Gap(key, f"no view {lacking[0]}: training with flips reads it", f"train with --flip 0, or {add}")]
 
 
-def _missing_samples(
-    catalog: Catalog, key: str, teacher: StoredTeacher, ledgers: Mapping[str, Ledger], resume: str
-) -> list[Gap]:
+def _missing_samples(catalog: Catalog, key: str, teacher: StoredTeacher, ledgers: Mapping[str, Ledger]) -> list[Gap]:
     gaps = []
     for view, stored in teacher.views.items():
         read = [layout for name, layout in stored.layouts.items() if name != "embeddings"]
@@ -88,7 +90,7 @@ def _missing_samples(
             rows = (row for shard in uncommitted(read[0], everywhere) for row in _rows(read[0], shard))
             first = _ids(catalog, list(islice(rows, _MAX_SHOWN)))
             problem = f"{view}: {missing:,} of {total:,} samples not committed ({listed(first, missing)})"
-            gaps.append(Gap(key, problem, f"the same command again resumes: {resume}"))
+            gaps.append(Gap(key, problem, f"the same command again resumes: {writing_command(catalog, [key])}"))
     return gaps
 
 

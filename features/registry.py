@@ -114,11 +114,11 @@ TEACHERS: dict[str, TeacherEntry] = {
     "clip_vitl14": _clip("ViT-L-14-quickgelu", "OpenAI CLIP ViT-L/14", "428 M", "vit_large_patch14_clip_224.openai"),
     "timm:": TeacherEntry(
         "features.timm_vit", "features", "", "any ViT of timm, DINOv3 among them (vit_small_patch16_dinov3)",
-        "the model's own", takes=_OF_BLOCKS, argument="NAME",
+        "the model's own", takes=_OF_BLOCKS, grid="30×30", argument="NAME",
     ),
     "hf:": TeacherEntry(
         "features.hf_vision", "features", "", "any vision transformer of transformers, from the hub or a folder",
-        "the model's own", takes=_OF_BLOCKS, argument="ID_OR_DIR",
+        "the model's own", takes=_OF_BLOCKS, grid="30×30", argument="ID_OR_DIR",
     ),
     "open_clip:": TeacherEntry(
         "features.clip", "logits", "", "any model of open_clip, SigLIP among them", "the model's own",

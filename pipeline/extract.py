@@ -92,11 +92,13 @@ def extract(config: ExtractConfig) -> Extraction:
 
 def _extract(config: ExtractConfig, ranks: Ranks) -> Extraction:
     device = choose_device(local_device(config.device))
-    prompts = None if config.prompts is None else read_prompts(config.prompts).prompts
+    prompts = None if config.prompts is None else read_prompts(config.prompts)
     records = read_voc(config.voc_root, config.voc_sets, config.limit)
     start = time.monotonic()
     images = by_first(ranks, lambda: _image_plan(config, records))
-    choices = TeacherChoices(config.weights, config.untrained, config.precision, prompts)
+    choices = TeacherChoices(
+        config.weights, config.untrained, config.precision, None if prompts is None else prompts.prompts
+    )
     teachers = _build_in_turn(ranks, config.teachers, choices, device)
     found = None if config.batch_size else find_batch_size(teachers.values(), device, config.shard_samples)
     plan = replace(
@@ -106,7 +108,7 @@ def _extract(config: ExtractConfig, ranks: Ranks) -> Extraction:
     )
     with ExitStack() as held:
         writer = _open(held, config, plan, ranks)
-        run = Filling(writer, records, images.samples, teachers, device, workers_for(config.workers, device))
+        run = Filling(writer, records, images.samples, teachers, device, workers_for(config.workers, device), prompts)
         run.fill()
         computed = sum(exchange(ranks, run.computed))
         by_first(ranks, lambda: note_logit_maps(writer, records))

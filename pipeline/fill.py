@@ -20,6 +20,7 @@ from cache.samples import SampleEntry
 from cache.writer import MissingShard, StoreWriter
 from data.errors import TeacherError, TeachOnceError
 from data.records import ImageRecord
+from features.prompt_file import PromptFile
 from features.teacher import Teacher
 from pipeline.decoding import DecodedBatch, DecodeJob, Decoder, collate_decoded
 from pipeline.loading import load_batches
@@ -37,7 +38,8 @@ _IN_FLIGHT = 2
 class Filling:
     """One pass that fills what a store lacks.
 
-    computed: outputs, teacher × view × image.  times: where the time went.
+    prompts: the file of the teachers' prompts, to be noted.  computed: outputs, teacher × view × image.  times: where
+    the time went.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Filling:
         teachers: dict[str, Teacher],
         device: torch.device,
         workers: int,
+        prompts: PromptFile | None = None,
     ) -> None:
         self._writer = writer
         self._decoder = Decoder(records, samples)
@@ -55,6 +58,7 @@ class Filling:
         self._teachers = teachers
         self._device = device
         self._workers = workers
+        self._prompts = prompts
         self.times = StageTimes()
         self._runner = TeacherRunner(teachers, device, self.times)
         self.computed = 0
@@ -183,6 +187,7 @@ class Filling:
         device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.machine()
         taught = self._teachers[key].provenance()
         halvings = self._runner.halvings[key]
+        prompts = self._prompts if self._teachers[key].text_embeddings is not None else None
         return {
             **taught,
             "host": socket.gethostname(),
@@ -190,6 +195,7 @@ class Filling:
             "versions": {**taught["versions"], "python": platform.python_version()},
             "samples": sum(s.count for s in done if (s.teacher, s.view) == target),
             "batch_size": self._writer.batch_size(*target),
+            **({"prompts": {"file": str(prompts.path), "sha256": prompts.sha256}} if prompts else {}),
             **({"out_of_memory_halvings": halvings} if halvings else {}),
             "teacher_seconds_all_views": round(self.teacher_seconds[key], 3),
             "rank": self._writer.ranks.rank,

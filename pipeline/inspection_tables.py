@@ -97,10 +97,14 @@ def _logit_maps(summary: Summary) -> list[Text]:
 
 def _derived(summary: Summary) -> list[Text]:
     lines = []
+    owners = {array["fingerprint"]: array["path"].partition("/")[0] for array in summary["arrays"]}
     for key, teacher in summary["teachers"].items():
         arrays = [array for array in summary["arrays"] if array["path"].startswith(f"{key}/")]
         sources = dict.fromkeys(array["source"][:SHORT_DIGEST] for array in arrays if array["source"])
-        if sources:
+        here = {owners[array["source"]] for array in arrays if array["source"] in owners}
+        if here:
+            lines.append(f"{key}: logits made from the embeddings of {', '.join(sorted(here))}")
+        elif sources:
             lines.append(f"{key}: made from the features with fingerprint {' and '.join(sources)}")
         if teacher["pca"] is not None:
             rows, channels = teacher["pca"]["shape"]
@@ -111,7 +115,7 @@ def _derived(summary: Summary) -> list[Text]:
             )
     commands = dict.fromkeys(t["command"] for t in summary["teachers"].values() if t["command"] is not None)
     lines += [f"by: {command}" for command in commands]
-    return [Text("\nDerived from another store", style="bold"), *map(Text, lines)] if lines else []
+    return [Text("\nDerived", style="bold"), *map(Text, lines)] if lines else []
 
 
 def _extraction(summary: Summary) -> Group:

@@ -45,7 +45,7 @@ def build_teachers(specs: Sequence[str], choices: TeacherChoices, device: torch.
         raise UsageError(f"--weights {stray[0]}=…: no such teacher was asked for (asked: {', '.join(named)})")
     teachers = {}
     for key, spec in named.items():
-        say(f"building teacher {key}{' (untrained)' if choices.untrained else ''}")
+        say(f"building teacher {key}")
         path = next((choices.weights[name] for name in called[key] if name in choices.weights), None)
         teachers[key] = build_teacher(
             spec,
@@ -54,6 +54,8 @@ def build_teachers(specs: Sequence[str], choices: TeacherChoices, device: torch.
             precision=choices.precision,
             prompts=choices.prompts,
         ).to(device)
+        if teachers[key].untrained:
+            say(f"teacher {key} is UNTRAINED")
     if choices.prompts is not None and all(teacher.text_embeddings is None for teacher in teachers.values()):
         raise UsageError(
             f"--prompts: none of the teachers reads prompts (asked: {', '.join(named)})",

@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from cache.catalog import read_catalog
-from cache.commands import derivation_command, writing_command
+from cache.commands import derivation_command, relabelled_from, writing_command
 from cache.convert import convert
 from cache.derive import ConvertRequest
+from cache.relabel import RelabelRequest, relabel
 
 if TYPE_CHECKING:
     from tests.cache.conftest import TinyStores
@@ -77,10 +79,65 @@ def test_a_store_of_both_kinds_names_the_command_of_the_teacher_concerned(stores
     assert writing_command(read_catalog(store), ["clip"]).startswith("python cli.py extract-teachers ")
 
 
+def relabelled(store: Path, key: str = "clip_plain") -> Path:
+    """The store with logits of its own embeddings under the key."""
+    command = f"python cli.py relabel-logits SRC --prompts 'my plain.yaml' --teacher clip --as {key}"
+    text = np.ones((4, 6), np.float32)
+    relabel(read_catalog(store), RelabelRequest("clip", key, {"spec": "clip"}, text, 100.0, None, {"command": command}))
+    return store
+
+
+def test_relabelled_logits_name_their_own_command_and_the_place_where_the_store_lies_now(stores: TinyStores) -> None:
+    moved = relabelled(stores.build()).rename(stores.folder / "moved here.zarr")
+    catalog = read_catalog(moved)
+    expected = f"python cli.py relabel-logits '{moved}' --prompts 'my plain.yaml' --teacher clip --as clip_plain"
+    assert writing_command(catalog, ["clip_plain"]) == expected
+    assert derivation_command(catalog, "clip_plain/hflip/logits") == expected
+    assert derivation_command(catalog, "clip/hflip/logits") is None
+    assert [relabelled_from(catalog, catalog.teachers[key]) for key in ("clip", "clip_plain", "dino")] == [
+        None, "clip", None,
+    ]  # fmt: skip
+
+
+def test_what_relabelled_logits_are_made_from_comes_first(stores: TinyStores) -> None:
+    store = relabelled(stores.build())
+    without = writing_command(read_catalog(stores.build(name="other.zarr"))).replace("other.zarr", store.name)
+    assert "--teacher clip --teacher dino" in without
+    assert writing_command(read_catalog(store)) == without
+    assert writing_command(read_catalog(store), ["clip_plain", "clip", "dino"]) == without
+
+
+def test_of_relabelled_logits_alone_one_command_is_named_after_the_other(stores: TinyStores) -> None:
+    store = relabelled(relabelled(stores.build()), "clip_b")
+    assert writing_command(read_catalog(store), ["clip_plain", "clip_b"]).endswith("--as clip_b")
+
+
+def test_a_lost_note_leaves_the_prompt_file_open(stores: TinyStores) -> None:
+    store = relabelled(stores.build())
+    for notes in store.rglob("provenance.jsonl"):
+        notes.unlink()
+    expected = f"python cli.py relabel-logits {store} --prompts FILE --teacher clip --as clip_plain"
+    assert writing_command(read_catalog(store), ["clip_plain"]) == expected
+
+
+def test_copied_relabelled_logits_name_the_conversion(stores: TinyStores) -> None:
+    store = relabelled(stores.build())
+    for name, teachers in (("all", ()), ("one", ("clip_plain",))):
+        command = f"python cli.py convert-cache {store} DST"
+        copy = convert(ConvertRequest(store, stores.folder / f"{name}.zarr", command, teachers=teachers)).out
+        expected = f"python cli.py convert-cache {store} {copy}"
+        assert writing_command(read_catalog(copy)) == expected
+        assert writing_command(read_catalog(copy), ["clip_plain"]) == expected
+    for notes in copy.rglob("provenance.jsonl"):
+        notes.unlink()
+    assert writing_command(read_catalog(copy)) == f"python cli.py convert-cache SOURCE {copy}"
+
+
 ODD = {
     "another program": "rm -rf convert-cache a b",
     "another verb": "python cli.py extract-teachers a b",
     "too short": "python cli.py convert-cache a",
+    "without a store": "python cli.py relabel-logits",
     "control characters": "python cli.py convert-cache a b \x1b[2J",
     "an open quote": "python cli.py convert-cache a 'b",
     "no text": ["python", "cli.py", "convert-cache", "a", "b"],

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +23,9 @@ from cache.derive import ConvertRequest
 from cache.int8 import dequantise
 from cache.reader import TeacherStore
 from data.errors import DatasetError, StoreIncompleteError, UsageError
-from data.geometry import View
+from data.geometry import VIEWS, View
+from data.records import VOC_CLASSES, ImageRecord
+from evaluation.heatmaps import HeatmapRow
 from pipeline.extract import extract
 from pipeline.inspection import closing_lines, heatmap, inspect_store, inspect_with_progress, summary_table
 from tests.command_line import run
@@ -221,39 +226,115 @@ def test_int8_fidelity_of_an_extraction_is_shown(devkit: Path, tmp_path: Path) -
     assert f"{features['fidelity']['cosine_mean']:.5f}" in shown(summary, 80)
 
 
+@dataclass
+class Drawn:
+    """What was handed to the drawing."""
+
+    rows: list[HeatmapRow]
+    title: str
+
+
 class TestHeatmap:
     @pytest.fixture
-    def drawn(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[NDArray[np.float32], str]]:
+    def drawn(self, monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
         """What is handed to the drawing, in place of the drawing."""
-        pictures: list[tuple[NDArray[np.float32], str]] = []
+        pictures: list[Drawn] = []
 
-        def draw(features: NDArray[np.float32], title: str, **_: Any) -> bytes:
-            pictures.append((features, title))
+        def draw(rows: list[HeatmapRow], title: str) -> bytes:
+            pictures.append(Drawn(rows, title))
             return b"PNG"
 
         monkeypatch.setattr("evaluation.heatmaps.heatmap_figure", draw)
         return pictures
 
+    @pytest.fixture
+    def several(self, devkit: Path, tmp_path: Path) -> Path:
+        """A store of two teachers with features and one without, in the original view."""
+        teachers = ("tiny_clip", "tiny_dino", "other=tiny_dino")
+        return extract(extraction(devkit, tmp_path / "s.zarr", teachers=teachers, limit=2, views=("original",))).store
+
     def test_int8_features_are_drawn_as_numbers_from_either_container(
-        self, store: Path, int8: Path, hdf5: Path, drawn: list[tuple[NDArray[np.float32], str]]
+        self, store: Path, int8: Path, hdf5: Path, drawn: list[Drawn]
     ) -> None:
         for path in (int8, hdf5):
             assert heatmap(path, "VOC2007/000005", None, "hflip") == b"PNG"
         original = TeacherStore(store).array("tiny_dino", "hflip", "features").read(4).astype(np.float32)
         names = ("features", "scale_channel", "scale_token")
         stored = [TeacherStore(int8).array("tiny_dino", "hflip", name).read(4) for name in names]
-        for features, title in drawn:
-            np.testing.assert_array_equal(features, dequantise(*stored))
-            assert np.abs(features - original).max() < 0.05 < np.abs(original).max()
-            assert title == "VOC2007/000005 · tiny_dino · hflip"
+        for picture in drawn:
+            (row,) = picture.rows
+            np.testing.assert_array_equal(row.features, dequantise(*stored))
+            assert np.abs(row.features - original).max() < 0.05 < np.abs(original).max()
+            assert (picture.title, row.title) == ("tiny_dino · hflip · untrained", "VOC2007/000005")
+            assert (row.image, row.cell) == (None, None)
 
-    def test_projected_features_are_drawn_as_components(
-        self, projected: Path, drawn: list[tuple[NDArray[np.float32], str]]
-    ) -> None:
+    def test_projected_features_are_drawn_as_components(self, projected: Path, drawn: list[Drawn]) -> None:
         heatmap(projected, "VOC2007/000001", None)
-        ((features, title),) = drawn
-        assert (features.shape, features.dtype) == ((30, 30, 6), np.float32)
-        assert title == "VOC2007/000001 · tiny_dino · original · 6 principal components"
+        (row,) = drawn[0].rows
+        assert (row.features.shape, row.features.dtype) == ((30, 30, 6), np.float32)
+        assert drawn[0].title == "tiny_dino · original · 6 principal components · untrained"
+
+    def test_several_samples_are_rows_of_one_picture(self, store: Path, devkit: Path, drawn: list[Drawn]) -> None:
+        heatmap(store, ["VOC2007/000007", "VOC2007/000002", "VOC2007/000007"], devkit)
+        rows = drawn[0].rows
+        assert [row.title.split(" · ")[0] for row in rows] == ["VOC2007/000007", "VOC2007/000002"]
+        for row, index in zip(rows, (6, 1), strict=True):
+            np.testing.assert_array_equal(
+                row.features, TeacherStore(store).array("tiny_dino", "original", "features").read(index)
+            )
+
+    @pytest.mark.parametrize("view", VIEWS)
+    def test_the_largest_object_is_marked_in_its_view(
+        self, view: View, store: Path, devkit: Path, records: list[ImageRecord], drawn: list[Drawn]
+    ) -> None:
+        """By hand: the centre of its box as a share of the original image, mirrored or not."""
+        heatmap(store, [record.id for record in records], devkit, view)
+        cells = []
+        for row, record in zip(drawn[0].rows, records, strict=True):
+            height, width = record.image_size
+            boxes = [tuple(map(float, box)) for box in record.target.boxes_xyxy_orig]
+            x1, y1, x2, y2 = max(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]))
+            label = record.target.labels[boxes.index((x1, y1, x2, y2))]
+            across = (x1 + x2) / 2 / width
+            column = int((across if view == "original" else 1 - across) * 30)
+            assert row.cell == (int((y1 + y2) / 2 / height * 30), column)
+            assert row.title == f"{record.id} · marked: centre of the largest object, {VOC_CLASSES[label - 1]}"
+            cells.append(row.cell)
+        assert len(set(cells)) > 6
+
+    def test_the_image_is_the_frame_in_the_view(self, store: Path, devkit: Path, drawn: list[Drawn]) -> None:
+        for view in VIEWS:
+            heatmap(store, "VOC2007/000003", devkit, view)
+        original, mirrored = (picture.rows[0].image for picture in drawn)
+        assert original is not None
+        assert mirrored is not None
+        assert original.shape == (480, 480, 3)
+        # Mirrored before the resize, hence not the same to the last bit.
+        assert (
+            np.abs(original[:, ::-1].astype(int) - mirrored).mean() < 1 < np.abs(original.astype(int) - mirrored).mean()
+        )
+
+    def test_without_objects_or_with_a_cell_nothing_is_looked_for(
+        self, store: Path, devkit: Path, tmp_path: Path, drawn: list[Drawn]
+    ) -> None:
+        heatmap(store, "VOC2007/000001", devkit, cell=(29, 0))
+        copy = Path(shutil.copytree(devkit, tmp_path / "VOCdevkit"))
+        annotation = copy / "VOC2007/Annotations/000001.xml"
+        annotation.write_text(re.sub("<object>.*</object>", "", annotation.read_text(), flags=re.DOTALL))
+        heatmap(store, "VOC2007/000001", copy)
+        assert [(row.cell, row.title) for picture in drawn for row in picture.rows] == [
+            ((29, 0), "VOC2007/000001"), (None, "VOC2007/000001"),
+        ]  # fmt: skip
+
+    def test_the_first_teacher_with_features_is_drawn_unless_another_is_named(
+        self, several: Path, drawn: list[Drawn]
+    ) -> None:
+        heatmap(several, "VOC2007/000001", None)
+        heatmap(several, "VOC2007/000001", None, teacher="tiny_dino")
+        assert [picture.title for picture in drawn] == [
+            "other · original · untrained",
+            "tiny_dino · original · untrained",
+        ]
 
     @pytest.mark.parametrize("kind", ["int8", "projected", "hdf5"])
     def test_a_picture_comes_of_every_kind_of_store(
@@ -268,11 +349,40 @@ class TestHeatmap:
 
     def test_what_is_not_there_cannot_be_drawn(self, store: Path, devkit: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"no sample 'VOC2007/9' in .*; it holds VOC2007/000001 … VOC2007/000012"):
-            heatmap(store, "VOC2007/9", None)
+            heatmap(store, ["VOC2007/000001", "VOC2007/9"], None)
         only = extract(extraction(devkit, tmp_path / "s.zarr", teachers=("tiny_clip",), limit=2)).store
         view: View = "original"
         with pytest.raises(StoreIncompleteError, match="no teacher has features of view 'original'"):
             heatmap(only, "VOC2007/000001", None, view)
+
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ({"teacher": "nobody"}, "--teacher nobody: .* has no features of it in view 'original'"),
+            ({"teacher": "tiny_clip"}, r"no features of it in view 'original' \(teachers with them: tiny_dino\)"),
+            (
+                {"cell": (30, 0)},
+                "--cell 30,0: expected a row 0 to 29 and a column 0 to 29 of the 30×30 grid of tiny_dino",
+            ),
+            ({"cell": (0, -1)}, "--cell 0,-1: expected a row 0 to 29"),
+            ({"samples": []}, "expected 1 to 24 samples in a picture, found 0"),
+            ({"samples": [f"VOC2007/{n}" for n in range(25)]}, "expected 1 to 24 samples in a picture, found 25"),
+        ],
+        ids=["unknown teacher", "logits only", "row", "column", "no sample", "too many"],
+    )
+    def test_what_cannot_be_meant_is_refused(self, store: Path, asked: dict[str, Any], message: str) -> None:
+        arguments: dict[str, Any] = {"samples": "VOC2007/000001", "voc_root": None, **asked}
+        with pytest.raises(UsageError, match=message):
+            heatmap(store, **arguments)
+
+    def test_drawing_needs_no_torch(self, store: Path, devkit: Path) -> None:
+        script = (
+            "import sys; from pathlib import Path; from pipeline.inspection import heatmap\n"
+            "heatmap(Path(sys.argv[1]), 'VOC2007/000001', Path(sys.argv[2]))\n"
+            "print([m for m in ('torch', 'zarr') if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", script, store, devkit], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
 
 
 class TestImages:
