@@ -1,118 +1,197 @@
-"""CLIP through open_clip: image embeddings, and logits over the VOC classes.
+"""CLIP and its relatives through open_clip: image embeddings and logits over the VOC classes, or dense features.
 
-Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021).
+The image is squashed to the network's native size, never cropped: the stock transform would lose a quarter of it.
+
+Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021); Zhai et al.,
+Sigmoid Loss for Language Image Pre-Training (2023).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.errors import TeacherError
+from data.errors import TeacherError, UsageError, WeightsError
+from data.hub import find_cached, hub_answers
+from data.records import VOC_CLASSES
 
+from .dense_clip import build_dense, dense_input
+from .open_clip_models import OpenClipModel, find_model
+from .open_clip_weights import build_network, fill_network
 from .prompts import DEFAULT_PROMPTS
 from .registry import TeacherRequest
 from .teacher import Teacher, TeacherInput, weights_digest
-from .weights import load_weights, locate_weights, read_json, read_state_dict, seeded_state
 from .zero_shot import CosineClassifier, ZeroShotTeacher, embed_classes
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
-# Trained CLIPs end at a factor of 100, where training clips it; an untrained one is given the same.
-_UNTRAINED_LOGIT_SCALE = math.log(100.0)
+# From n sentences to token ids [n, L] int64.
+Tokenize = Callable[[list[str]], Tensor]
+
+# One of these is in every folder that a tokenizer of transformers can be read from; the others belong to it.
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
+_TOKENIZER_FILES = [
+    *_VOCABULARIES,
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "config.json"),
+]
+# Sentences at a time: a tower whose attention is not causal computes every place, the padding too.
+_TEXT_BATCH = 256
 
 
 def build(request: TeacherRequest) -> Teacher:
     """Return a CLIP teacher on the CPU.
 
-    Raises TeacherError where the weights cannot be obtained or belong to another architecture.
+    Raises UsageError for a name or an option that means nothing here, TeacherError where weights or tokenizer do not
+    fit, WeightsError where they cannot be obtained.
     """
-    import open_clip
-
-    spec, entry, weights, untrained = request.name, request.entry, request.weights, request.untrained
-    config: dict[str, Any] = open_clip.get_model_config(entry.architecture)
-    with torch.device("meta"):
-        model: Any = open_clip.CLIP(**config)
-    if untrained:
-        state, source = seeded_state(model), "seed"
-        state["logit_scale"] = torch.tensor(_UNTRAINED_LOGIT_SCALE)
-    else:
-        assert entry.hub_id is not None
-        if weights is not None and weights.is_dir():
-            _check_config(spec, weights / "open_clip_config.json", config)
-        path, source = locate_weights(spec, entry.hub_id, entry.weights_files, weights)
-        state = read_state_dict(path)
-    load_weights(model, state, spec, source)
-    model.requires_grad_(False).eval()
-    # The causal mask is no weight: it was left on the meta device.
-    length = config["text_cfg"]["context_length"]
-    model.attn_mask = torch.full((length, length), -math.inf).triu_(1)
+    options = request.spec.options
+    if options.grid is not None and not options.dense:
+        raise UsageError(
+            f"--teacher {request.name}: an image embedding has no grid",
+            hint=f"dense features have one: {request.spec.name}@dense,grid={options.grid[0]}x{options.grid[1]}",
+        )
+    model = find_model(request)
+    network = build_network(model.config, request.name)
+    dense = dense_input(network.visual, model, options, request.name) if options.dense else None
+    tokenize, tokenizer = load_tokenizer(request, model.config)
+    source = fill_network(network, request, model)
+    # CoCa's towers return their tokens too; its text tower unpacks them, the image tower would hand them on.
+    network.visual.output_tokens = False
 
     prompts = request.prompts or DEFAULT_PROMPTS
-    prompts = request.prompts or DEFAULT_PROMPTS
-    text_embeddings = embed_classes(prompts, lambda sentences: _embed_text(model, open_clip.tokenize(sentences)))
-    image_size = config["vision_cfg"]["image_size"]
+    text_embeddings = embed_classes(prompts, lambda sentences: _embed_text(network, tokenize(sentences)))
+    shared: dict[str, Any] = {
+        "name": request.name,
+        "library": "open_clip_torch",
+        "weights_digest": weights_digest(network),
+        "weights_source": source,
+        "untrained": request.untrained,
+        "precision": request.precision,
+        "text_embeddings": text_embeddings,
+        "prompts": prompts,
+        "text_tower": f"{model.architecture} text transformer",
+        "tokenizer": tokenizer,
+        "logit_scale": float(network.logit_scale.exp()),
+        "logit_bias": None if network.logit_bias is None else float(network.logit_bias),
+    }
+    if dense is not None:
+        return build_dense(network.visual, model, *dense, shared)
+    return _build_image_level(network.visual, model, shared)
+
+
+def _build_image_level(visual: Any, model: OpenClipModel, shared: Mapping[str, Any]) -> ZeroShotTeacher:
+    size = visual.image_size
     return ZeroShotTeacher(
-        name=spec,
-        library="open_clip_torch",
-        architecture={"model": entry.architecture, **config},
+        **shared,
+        architecture={"model": model.architecture, **model.config},
         layer="image embedding",
         norm="L2",
-        input=TeacherInput(size=(image_size, image_size), resample="bicubic", mean=_MEAN, std=_STD),
+        input=TeacherInput(
+            size=(size, size) if isinstance(size, int) else tuple(size),
+            resample=model.resample,
+            mean=model.mean,
+            std=model.std,
+        ),
         patch_grid=None,
-        output_shapes={"logits": (len(text_embeddings),), "embeddings": (config["embed_dim"],)},
-        weights_digest=weights_digest(model),
-        weights_source=source,
-        untrained=untrained,
+        output_shapes={"logits": (len(VOC_CLASSES),), "embeddings": (model.config["embed_dim"],)},
         # The text tower has done its work: only the image tower travels to a device.
-        module=CosineClassifier(model.visual, text_embeddings),
-        text_embeddings=text_embeddings,
-        precision=request.precision,
-        prompts=prompts,
-        text_tower=f"{entry.architecture} text transformer",
-        tokenizer=f"open_clip SimpleTokenizer, context {length}",
-        logit_scale=float(model.logit_scale.exp()),
-        logit_bias=None if model.logit_bias is None else float(model.logit_bias),
+        module=CosineClassifier(visual, shared["text_embeddings"]),
     )
 
 
-def _embed_text(model: Any, tokens: Tensor) -> Tensor:
+def _embed_text(network: Any, tokens: Tensor) -> Tensor:
+    """Return the text tower's embeddings [n, D] of token ids [n, L], not normalised.
+
+    Raises TeacherError for tokens that the tower does not know.
+    """
+    import open_clip
+
+    size = getattr(network, "text", network).vocab_size
+    if int(tokens.max()) >= size:
+        raise TeacherError(
+            f"expected tokens below {size}, the size of the text tower's vocabulary, found {int(tokens.max())}",
+            hint="the tokenizer belongs to another model: give both as one folder, as the hub has them",
+        )
+    if not isinstance(network, open_clip.CLIP) or network.attn_mask is None or network.text_pool_type != "argmax":
+        vectors = [network.encode_text(part, normalize=False) for part in torch.split(tokens, _TEXT_BATCH)]
+        return torch.cat(vectors)
     # The tower is causal and reads the end token, so that nothing behind the longest sentence matters: cutting it off
     # saves three quarters of the work.
     length = int(tokens.argmax(dim=-1).max()) + 1
     shortened = {
-        "positional_embedding": model.positional_embedding[:length],
-        "attn_mask": model.attn_mask[:length, :length],
+        "positional_embedding": network.positional_embedding[:length],
+        "attn_mask": network.attn_mask[:length, :length],
     }
-    embeddings: Tensor = torch.func.functional_call(model, shortened, kwargs={"text": tokens[:, :length]})[1]
+    embeddings: Tensor = torch.func.functional_call(network, shortened, kwargs={"text": tokens[:, :length]})[1]
     return embeddings
 
 
-def _check_config(spec: str, path: Path, expected: Mapping[str, Any]) -> None:
-    # Shapes cannot tell QuickGELU from GELU, and weights trained with one give plausible nonsense with the other.
-    if not path.is_file():
-        return
-    wanted = _flatten({"quick_gelu": False, **expected})
-    found = _flatten({"quick_gelu": False, **read_json(path).get("model_cfg", {})})
-    wrong = [
-        f"{key}: expected {value}, found {found[key]}"
-        for key, value in wanted.items()
-        if key in found and found[key] != value
-    ]
-    if wrong:
-        raise TeacherError(
-            f"{path}: another architecture than {spec}: {'; '.join(wrong)}",
-            hint="name the teacher that this folder belongs to, or give the folder of the one you named",
-        )
+def load_tokenizer(request: TeacherRequest, config: Mapping[str, Any]) -> tuple[Tokenize, str]:
+    """Return a model's tokenizer and its name for the identity.
+
+    CLIP's own comes with open_clip; that of another text tower is taken from the folder of weights where it is there,
+    else from the hub's local cache, else from the hub.
+
+    Raises WeightsError where it cannot be obtained, TeacherError for one that cannot be read.
+    """
+    import open_clip
+
+    text = config["text_cfg"]
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    options = dict(text.get("tokenizer_kwargs") or {})
+    name = text.get("hf_tokenizer_name")
+    if not name:
+        tokenize = open_clip.SimpleTokenizer(context_length=length, **options)
+        return tokenize, f"open_clip SimpleTokenizer, context {length}"
+    options |= {"context_length": length, "tokenizer_mode": text.get("tokenizer_mode")}
+    folder = request.weights
+    if folder is None or not any((folder / filename).is_file() for filename in _VOCABULARIES):
+        folder = _fetch_tokenizer(request.name, name)
+    tokenize = _open_tokenizer(folder, options)
+    # Another version of the library may write the same vocabulary in another way: what it holds is what counts.
+    vocabulary = json.dumps(sorted(tokenize.tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+    return tokenize, f"{name}, context {length}, vocabulary {digest}"
 
 
-def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
+def _fetch_tokenizer(spec: str, name: str) -> Path:
+    """Return the folder that holds a hub repository's tokenizer: in the local cache, or put there now."""
+    from huggingface_hub import constants, snapshot_download
+
+    cached = find_cached(name, _VOCABULARIES)
+    if cached is not None:
+        return cached.parent
+    why = "the hub does not answer"
+    if hub_answers():
+        try:
+            return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES, cache_dir=constants.HF_HUB_CACHE))
+        except Exception as error:  # refused, interrupted, disk full: the ways on are the same
+            why = f"the download failed ({type(error).__name__}: {error})"
+    raise WeightsError(
+        f"{spec}: its tokenizer {name} is not in the local hub cache, and {why}",
+        hint=f"give a folder with weights and tokenizer (a clone of the model's hub repository) with --weights"
+        f" {spec}=FOLDER, or make the hub reachable once",
+    )
+
+
+def _open_tokenizer(folder: Path, options: Mapping[str, Any]) -> Any:
+    from open_clip.tokenizer import HFTokenizer
+
+    try:
+        tokenize = HFTokenizer(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        names = tokenize(list(VOC_CLASSES))
+    except Exception as error:  # the library's readers have no common error
+        why = f"{type(error).__name__}: {error}"
+    else:
+        # transformers makes an empty tokenizer of a folder without a vocabulary: every word is the same unknown one.
+        if len(names.unique(dim=0)) == len(VOC_CLASSES):
+            return tokenize
+        why = "it does not tell the VOC classes apart"
+    raise TeacherError(
+        f"{folder}: the tokenizer in it cannot be used: {why}",
+        hint="copy the files of the tokenizer again, as the hub has them",
+    )

@@ -35,7 +35,7 @@ from pipeline.fill import Filling
 from pipeline.progress import progress
 from pipeline.stage_times import StageTimes
 from pipeline.teacher_check import note_logit_maps
-from pipeline.teachers import DEFAULT_TEACHERS, TeacherChoices, build_teachers
+from pipeline.teachers import DEFAULT_TEACHERS, TeacherChoices, build_teachers, check_specs
 from pipeline.torch_ranks import joined_ranks, local_device
 
 
@@ -91,6 +91,7 @@ def extract(config: ExtractConfig) -> Extraction:
 
 
 def _extract(config: ExtractConfig, ranks: Ranks) -> Extraction:
+    check_specs(config.teachers)
     device = choose_device(local_device(config.device))
     prompts = None if config.prompts is None else read_prompts(config.prompts)
     records = read_voc(config.voc_root, config.voc_sets, config.limit)

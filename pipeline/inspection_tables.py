@@ -70,18 +70,16 @@ def _facts(summary: Summary) -> Table:
 
 
 def _teachers(summary: Summary) -> Group:
-    """Return what each teacher is; its spec where that is not its key."""
+    """Return what each teacher is; below its key its spec, where that is another."""
     teachers = summary["teachers"]
-    named = any(teacher.get("spec", key) != key for key, teacher in teachers.items())
-    columns = ("teacher", *(["spec"] if named else []), "library", "weights", "input", "layer")
-    table = plain_table(*map(Heading, columns))
+    table = plain_table(*map(Heading, ("teacher", "library", "weights", "input", "layer")))
     for key, teacher in teachers.items():
         weights = Text(printable(teacher.get("weights_digest", ""))[:SHORT_DIGEST])
         if teacher["untrained"]:
             weights.append(" untrained" if weights else "untrained", style="bold yellow")
         spec, library, layer = (printable(teacher.get(name, "")) for name in ("spec", "library", "layer"))
         size = "×".join(map(printable, teacher.get("input_size", [])))
-        table.add_row(key, *([spec] if named else []), library, weights, size, layer)
+        table.add_row(key if spec in ("", key) else f"{key}\n= {spec}", library, weights, size, layer)
     return titled("Teachers", table)
 
 

@@ -11,7 +11,7 @@ import torch
 from cache.manifest import check_teacher_key
 from data.errors import UsageError
 from features.prompts import PromptSet
-from features.registry import Precision, build_teacher
+from features.registry import Precision, build_teacher, find_entry
 from features.spec import parse_spec
 from features.teacher import Teacher
 from pipeline.progress import say
@@ -62,6 +62,12 @@ def build_teachers(specs: Sequence[str], choices: TeacherChoices, device: torch.
             hint="add a CLIP teacher, as --teacher clip_vitb32",
         )
     return teachers
+
+
+def check_specs(texts: Sequence[str]) -> None:
+    """Raise UsageError for a teacher that cannot be named so: before anything else is done."""
+    for spec in named_specs(texts).values():
+        find_entry(parse_spec(spec))
 
 
 def named_specs(texts: Sequence[str]) -> dict[str, str]:

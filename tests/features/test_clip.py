@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from data.errors import TeacherError
 from data.images import squash
+from data.records import VOC_CLASSES
 from features.prompts import DEFAULT_PROMPTS
 from features.registry import TEACHERS, TeacherEntry, build_teacher
-from features.teacher import draw_probe_image, weights_digest
+from features.teacher import Teacher, draw_probe_image, weights_digest
 from features.zero_shot import ZeroShotTeacher
 
 CONFIG: dict[str, Any] = {
@@ -175,3 +176,69 @@ def test_normalisation_is_openais(small: Small, tmp_path: Path) -> None:
     assert teacher.input.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
     assert teacher.input.std == tuple(open_clip.OPENAI_DATASET_STD)
     assert teacher.input.size == (64, 64)
+
+
+VISION = {
+    "clip_vitb32": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "clip_vitb16": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
+    "clip_vitl14": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+}
+# Of the seeded weights, written down before open_clip's other models could be teachers.
+SEEDED = {
+    "clip_vitb32": "04c0caa3b29ac49987ac10bbbf57ed3a2df5da7cac75aa687b2e3fa3e758edec",
+    "clip_vitb16": "e52a042224ce6c8679e09b022bba7ed1a3919ee3b92a4a257fc67b7db2fdc07f",
+    "clip_vitl14": "f5a211c05a120c97bdedbf45af363ad39a656ea1805269d488872a3f5b0286ea",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "clip_vitb32",
+        pytest.param("clip_vitb16", marks=pytest.mark.slow),
+        pytest.param("clip_vitl14", marks=pytest.mark.slow),
+    ],
+)
+def test_identity_of_the_named_teachers_stays_so_that_their_stores_resume(
+    name: str, untrained: Callable[[str], Teacher]
+) -> None:
+    width, heads = (768, 12) if name == "clip_vitl14" else (512, 8)
+    architecture = TEACHERS[name].architecture
+    text = {"context_length": 77, "vocab_size": 49408, "width": width, "heads": heads, "layers": 12}
+    assert untrained(name).identity() == {
+        "spec": name,
+        "library": "open_clip_torch",
+        "architecture": {
+            "model": architecture, "embed_dim": width, "quick_gelu": True, "vision_cfg": VISION[name], "text_cfg": text,
+        },
+        "weights_digest": SEEDED[name],
+        "input_size": [224, 224],
+        "decoder": "pillow-rgb",
+        "resample": "bicubic",
+        "antialias": True,
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "layer": "image embedding",
+        "norm": "L2",
+        "patch_grid": None,
+        "compute_dtype": "float32",
+        "autocast": None,
+        "tf32": False,
+        "prompts": DEFAULT_PROMPTS.identity(),
+        "class_order": list(VOC_CLASSES),
+        "text_tower": f"{architecture} text transformer",
+        "tokenizer": "open_clip SimpleTokenizer, context 77",
+        "logit_scale": pytest.approx(100.0, abs=1e-4),
+        "logit_bias": None,
+    }  # fmt: skip
+
+
+def test_a_tokenizer_of_another_model_is_refused(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import open_clip
+
+    def foreign(_: Any, sentences: list[str], context_length: int | None = None) -> Tensor:
+        return torch.full((len(sentences), 77), 49408)
+
+    monkeypatch.setattr(open_clip.SimpleTokenizer, "__call__", foreign)
+    with pytest.raises(TeacherError, match=r"expected tokens below 49408, .* found 49408"):
+        build_teacher("small", weights=save(small.state, tmp_path / "w.bin"))

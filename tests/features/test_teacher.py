@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from data.errors import TeacherError
-from data.geometry import PATCH_GRID, cell_box
-from data.images import squash
 from features.registry import build_teacher
-from features.teacher import Teacher, draw_probe_image, grid_of, probe, weights_digest
+from features.teacher import draw_probe_image, grid_of, probe, weights_digest
 
 
 class TestWeightsDigest:
@@ -89,22 +85,3 @@ def test_precision_switches_are_put_back() -> None:
     assert seen == [("ieee", "ieee")]
     after = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
     assert after == before
-
-
-@pytest.mark.parametrize("name", ["tiny_dino", "dinov2_vits14_reg"])
-def test_a_blob_of_the_frame_answers_in_its_own_cell(untrained: Callable[[str], Teacher], name: str) -> None:
-    """A blob fills one cell of the 480×480 frame; the features that change most are that cell's."""
-    teacher = untrained(name)
-    frame = squash(draw_probe_image())
-    cells = [(2, 25), (2, 26), (3, 25), (29, 0)]
-    batch = [frame]
-    for row, column in cells:
-        x1, y1, x2, y2 = (int(edge) for edge in cell_box(row, column))
-        blob = frame.copy()
-        blob[y1:y2, x1:x2] = (255, 255, 0)
-        batch.append(blob)
-    inputs = [squash(Image.fromarray(image), teacher.input.size, teacher.input.resample) for image in batch]
-    features = teacher(torch.from_numpy(np.stack(inputs))).features
-    assert features is not None
-    response = (features[1:] - features[0]).norm(dim=-1).flatten(1).argmax(dim=1)
-    assert [(int(index) // PATCH_GRID[1], int(index) % PATCH_GRID[1]) for index in response] == cells

@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from features.registry import TEACHERS, build_teacher
+from features.registry import TEACHERS
 from features.teacher import Teacher, probe
+from tests.teacher_families import FAMILIES, SmallTeacher
 
-NAMES = ("tiny_dino", "tiny_clip", "dinov2_vits14", "clip_vitb32")
 Draw = Callable[[Teacher, int], Tensor]
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def teacher(request: pytest.FixtureRequest, untrained: Callable[[str], Teacher]) -> Teacher:
-    return untrained(request.param)
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> SmallTeacher:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(family: SmallTeacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("family")
+    family.prepare(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def teacher(family: SmallTeacher, folder: Path) -> Teacher:
+    return family.build(folder)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +53,10 @@ def random_states() -> tuple[bytes, str, str]:
 
 
 @pytest.fixture(scope="module")
-def second_build(teacher: Teacher) -> tuple[Teacher, bool]:
+def second_build(family: SmallTeacher, folder: Path) -> tuple[Teacher, bool]:
     """The same teacher once more, and whether building it left the global random states alone."""
     before = random_states()
-    again = build_teacher(teacher.name, untrained=True)
+    again = family.build(folder)
     return again, random_states() == before
 
 
@@ -53,8 +66,10 @@ class TestEveryTeacher:
             name: (2, *shape) for name, shape in teacher.output_shapes.items()
         }
 
-    def test_kind_and_grid_agree_with_the_arrays(self, teacher: Teacher, outputs: dict[str, Tensor]) -> None:
-        assert TEACHERS[teacher.name].kind in outputs
+    def test_grid_agrees_with_the_arrays(
+        self, family: SmallTeacher, teacher: Teacher, outputs: dict[str, Tensor]
+    ) -> None:
+        assert outputs.keys() == family.arrays
         grid = tuple(outputs["features"].shape[1:3]) if "features" in outputs else None
         assert teacher.patch_grid == grid
 
@@ -124,13 +139,12 @@ class TestEveryTeacher:
         assert first.nbytes < 20_000
         assert first @ second / (np.linalg.norm(first) * np.linalg.norm(second)) > 0.99999
 
-    def test_text_embeddings_belong_to_teachers_of_logits(self, teacher: Teacher) -> None:
-        if TEACHERS[teacher.name].kind == "features":
-            assert teacher.text_embeddings is None
-            return
-        assert teacher.text_embeddings is not None
-        assert teacher.text_embeddings.shape == (20, *teacher.output_shapes["embeddings"])
-        assert teacher.text_embeddings.dtype == np.float32
+    def test_text_embeddings_are_in_the_space_of_what_is_compared_with_them(self, teacher: Teacher) -> None:
+        assert (teacher.text_embeddings is None) == ("prompts" not in teacher.identity())
+        if teacher.text_embeddings is not None:
+            compared = teacher.output_shapes.get("embeddings") or teacher.output_shapes["features"]
+            assert teacher.text_embeddings.shape == (20, compared[-1])
+            assert teacher.text_embeddings.dtype == np.float32
 
     def test_input_is_plain_and_picklable(self, teacher: Teacher) -> None:
         assert pickle.loads(pickle.dumps(teacher.input)) == teacher.input
@@ -139,6 +153,18 @@ class TestEveryTeacher:
         assert not teacher.module.training
         assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
 
-    def test_it_says_that_it_is_untrained(self, teacher: Teacher) -> None:
-        assert teacher.untrained
-        assert teacher.weights_source == "seed"
+    def test_it_says_whether_it_is_untrained(self, family: SmallTeacher, teacher: Teacher) -> None:
+        assert teacher.untrained == family.untrained
+        assert (teacher.weights_source == "seed") == family.untrained
+
+    def test_no_path_enters_the_identity(self, teacher: Teacher, folder: Path) -> None:
+        assert str(folder) not in json.dumps(teacher.identity())
+
+
+def test_every_line_of_the_registry_is_held_to_it() -> None:
+    """Sizes apart: what builds one DINOv2 or CLIP builds the others."""
+    held = {small.spec.partition("@")[0].partition(":") for small in FAMILIES.values()}
+    families = {f"{name}:" for name, colon, _ in held if colon} | {name for name, colon, _ in held if not colon}
+    modules = {entry.module for name, entry in TEACHERS.items() if name in families}
+    assert modules == {entry.module for entry in TEACHERS.values()}
+    assert families >= {name for name in TEACHERS if name.endswith(":")}

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from data.geometry import VIEWS, View
 from data.records import ImageRecord
-from pipeline.checkpoint import LATEST, load_checkpoint
+from pipeline.checkpoint import LATEST, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.config import Distillation, Recipe, Residency, TrainConfig
 from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded
 from pipeline.extract import ExtractConfig
 from pipeline.stored_targets import StoredTargets
 from pipeline.train import Trainer
 from students.config import StudentConfig
+from students.detector import Student, build_student
 
 # A real MobileNetV3-Small under a narrow neck with few proposals.
 SMALL_STUDENT = StudentConfig(
@@ -124,3 +125,26 @@ def stop_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, after_steps: int 
         return run_step(self, loaded)
 
     monkeypatch.setattr(Trainer, "run_step", step)
+
+
+def save_student(folder: Path, config: StudentConfig, **changes: Any) -> Path:
+    """Save a student built from a seed whose box head has opinions: a fresh one says nearly the same of every box."""
+    torch.manual_seed(3)
+    student = build_student(config)
+    with torch.no_grad():
+        student.detector.roi_heads.box_predictor.cls_score.weight.mul_(40)
+    return save_as(folder / LATEST, student, **changes)
+
+
+def save_as(path: Path, student: Student, **changes: Any) -> Path:
+    fields: dict[str, Any] = {
+        "config": small_run(Path("voc"), Path("out"), student=student.config).resolved(),
+        "student": student.state_dict(),
+        "epoch": 1,
+        "step": 2,
+        "history": [],
+        "targets": {"source": "none"},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, Checkpoint(**{**fields, **changes}))
+    return path
