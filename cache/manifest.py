@@ -125,7 +125,7 @@ class TeacherManifest(_Manifest):
 class StoredArray(_Manifest):
     """One array of a view: what a sample of it looks like.
 
-    source: the fingerprint of the array it was computed from, where `convert-cache` did.
+    source: the fingerprint of the array it was computed from, where `convert-cache` or `relabel-logits` did.
     """
 
     sample_shape: tuple[int, ...]

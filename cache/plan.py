@@ -32,7 +32,7 @@ StoreFormat = Literal["zarr", "hdf5"]
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a teacher's arrays follow from those of another store.
+    """How a teacher's arrays follow from others: those of another store, or the embeddings of this one.
 
     sources: fingerprint of the source array by view and array name; a missing one means that the bytes are the same.
     basis: [1 + R, C] float32, the mean and the components that features were projected on, with its manifest.

@@ -391,6 +391,10 @@ def _check_space(path: Path, need: int) -> None:
     free = shutil.disk_usage(parent).free
     if need > free:
         raise StoreWriteError(
-            f"{path}: what is to be written needs {need / 1e9:.1f} GB, but {parent} has {free / 1e9:.1f} GB free",
-            hint="give another --out, fewer views, --limit or --dtype int8",
+            f"{path}: what is to be written needs {_size(need)}, but {parent} has {_size(free)} free",
+            hint="free some space, or give another --out, fewer views, --limit or --dtype int8",
         )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3f} MB"

@@ -190,8 +190,10 @@ def _read_class_file(path: Path, index_of: Mapping[bytes, int | None]) -> tuple[
 def _scorable(numbers: NDArray[np.float64]) -> bool:
     with np.errstate(over="ignore"):
         finite = np.isfinite(numbers.astype(np.float32)).all()
-    # A box narrower than a pixel has xmax < xmin; it is inverted where xmax < xmin − 1.
-    return bool(finite and (numbers[3:] >= numbers[1:3] - 1).all())
+        # A box narrower than a pixel has xmax < xmin; it is inverted where xmax < xmin − 1, in the numbers as they are
+        # kept: of an empty box that was written and read, both are the same float32 and not the same float64.
+        ordered = numbers[3:].astype(np.float32) >= (numbers[1:3] - 1).astype(np.float32)
+    return bool(finite and ordered.all())
 
 
 def _problem(row: Sequence[bytes], index_of: Mapping[bytes, int | None]) -> str | None:

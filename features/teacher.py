@@ -88,6 +88,8 @@ class Teacher(ABC):
 
     def __post_init__(self) -> None:
         self.module.requires_grad_(False).eval()
+        # Kept on the device: to make them there in every call would wait for all that the device has yet to do.
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.input.mean, self.input.std))
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> TeacherOutput:
@@ -119,6 +121,7 @@ class Teacher(ABC):
     def to(self, device: torch.device | str) -> Self:
         """Move the network to a device and return the teacher."""
         self.module.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -157,9 +160,7 @@ class Teacher(ABC):
 
     def _normalise(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
-        mean = torch.tensor(self.input.mean, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.input.std, device=pixels.device).view(1, 3, 1, 1)
-        return pixels.sub_(mean).div_(std)
+        return pixels.sub_(self._mean).div_(self._std)
 
 
 @contextmanager

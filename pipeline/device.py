@@ -27,4 +27,5 @@ def choose_device(name: str) -> torch.device:
         if int(index or 0) >= count:
             found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
             raise UsageError(f"--device {name}: torch {torch.__version__} finds {found} here", hint="use --device cpu")
+        torch.cuda.set_device(int(index or 0))  # else page-locked memory would be had through another GPU
     return torch.device(name)

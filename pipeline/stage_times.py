@@ -67,11 +67,6 @@ class Lane:
         if self.stream is not None:
             tensor.record_stream(self.stream)
 
-    def finish(self) -> None:
-        """Wait for all that is on this lane."""
-        if self.stream is not None:
-            self.stream.synchronize()
-
 
 @dataclass
 class StageTimes:

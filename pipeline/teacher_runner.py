@@ -83,7 +83,7 @@ class TeacherRunner:
             with self._copy_out.work(flight.spans["copy"]):
                 for name, values in said.items():
                     rows[name].copy_(values, non_blocking=True)
-                    flight.finite[target, name] = finite[name].to("cpu", non_blocking=True)
+                    flight.finite[target, name] = self._on_host(finite[name])
                     self._copy_out.keep(values)
                     self._copy_out.keep(finite[name])
         if self._copy_out.stream is not None:
@@ -97,6 +97,11 @@ class TeacherRunner:
             self._times.seconds["copy" if name == "copy" else "teacher"] += seconds
             if name != "copy":
                 self.teacher_seconds[name] += seconds
+
+    def _on_host(self, flags: Tensor) -> Tensor:
+        """Start a copy of flags [B] to the host; into pageable memory it would be waited for."""
+        host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=self._device.type == "cuda")
+        return host.copy_(flags, non_blocking=True)
 
     def _run(self, key: str, images: Tensor) -> dict[str, Tensor]:
         """Return what a teacher says, in as many parts as the memory asks for."""

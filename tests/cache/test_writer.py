@@ -122,7 +122,7 @@ class TestCreate:
         assert plan.planned_bytes() == (60 + 40 + 16 + 24) * 2 * 7
         usage = shutil.disk_usage(stores.folder)
         monkeypatch.setattr(cache.writer.shutil, "disk_usage", lambda _: usage._replace(free=1959))
-        with pytest.raises(StoreWriteError, match=r"needs 0\.0 GB, but"):
+        with pytest.raises(StoreWriteError, match=r"needs 0\.00\d MB, but"):
             stores.build(plan)
         assert not (stores.folder / "store.zarr").exists()
 
@@ -137,7 +137,7 @@ class TestCreate:
         need = 2 * 3 * (52 + 76)
         usage = shutil.disk_usage(stores.folder)
         monkeypatch.setattr(cache.writer.shutil, "disk_usage", lambda _: usage._replace(free=need - 1))
-        with pytest.raises(StoreWriteError, match=r"needs 0\.0 GB, but"), open_writer(path, stores.plan()):
+        with pytest.raises(StoreWriteError, match=r"needs 0\.00\d MB, but"), open_writer(path, stores.plan()):
             pass
         assert {file: data for file, data in tree_of(path).items() if file in before} == before
         monkeypatch.setattr(cache.writer.shutil, "disk_usage", lambda _: usage._replace(free=need))

@@ -84,6 +84,12 @@ def test_every_float_survives_the_round_trip(tmp_path_factory, rows):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name)[order], strict=True)
 
 
+def test_an_empty_box_off_the_pixel_grid_is_read_as_it_was_written(tmp_path):
+    x = np.float32(1e-05)
+    write_devkit(Detections.from_images(IDS[:1], [one((x, 0, x, 0), np.float32(0.5))]), tmp_path / "out")
+    np.testing.assert_array_equal(read_devkit(tmp_path / "out", IDS).boxes_xyxy_orig, [[x, 0, x, 0]])
+
+
 def test_numbers_are_written_with_no_more_digits_than_they_need(tmp_path):
     score, x1 = np.float32(0.1), np.float32(123.4)
     write_devkit(Detections.from_images(IDS[:1], [one((x1, 0, 200, 1), score)]), tmp_path / "out")
