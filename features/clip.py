@@ -63,7 +63,7 @@ def build(request: TeacherRequest) -> Teacher:
     network.visual.output_tokens = False
 
     prompts = request.prompts or DEFAULT_PROMPTS
-    text_embeddings = embed_classes(prompts, lambda sentences: _embed_text(network, tokenize(sentences)))
+    text_embeddings = embed_classes(prompts, lambda sentences: _embed_text(network, _tokens(tokenize, sentences)))
     shared: dict[str, Any] = {
         "name": request.name,
         "library": "open_clip_torch",
@@ -101,6 +101,23 @@ def _build_image_level(visual: Any, model: OpenClipModel, shared: Mapping[str, A
         # The text tower has done its work: only the image tower travels to a device.
         module=CosineClassifier(visual, shared["text_embeddings"]),
     )
+
+
+def _tokens(tokenize: Tokenize, sentences: list[str]) -> Tensor:
+    """Return the sentences' token ids [n, L].
+
+    Raises UsageError for a sentence that fills the tower's context: tokenizers cut what is too long without a word.
+    """
+    tokens = tokenize(sentences)
+    longer = tokenize([f"{sentence} too" for sentence in sentences])
+    full = (tokens == longer).all(dim=1).nonzero()
+    if len(full):
+        raise UsageError(
+            f"a prompt fills all {tokens.shape[1]} tokens of the text tower's context, so that its end would be cut"
+            f" off: {sentences[int(full[0])]!r}",
+            hint="shorten the template (--prompts FILE)",
+        )
+    return tokens
 
 
 def _embed_text(network: Any, tokens: Tensor) -> Tensor:

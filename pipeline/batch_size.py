@@ -10,7 +10,7 @@ from data.errors import TeacherError
 from features.teacher import Teacher
 from pipeline.teacher_runner import is_out_of_memory
 
-# Beyond this a CPU gains nothing (benchmarks/extract_teachers.py, table of batch sizes), and memory grows.
+# What a CPU gains beyond this is little (benchmarks/extract_teachers.py, table of batch sizes), and memory grows.
 CPU_BATCH_SIZE = 16
 
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.errors import TeacherError
+from data.errors import TeacherError, UsageError
 from data.images import squash
 from data.records import VOC_CLASSES
-from features.prompts import DEFAULT_PROMPTS
+from features.prompts import DEFAULT_PROMPTS, PromptSet
 from features.registry import TEACHERS, TeacherEntry, build_teacher
 from features.teacher import Teacher, draw_probe_image, weights_digest
 from features.zero_shot import ZeroShotTeacher
@@ -242,3 +242,11 @@ def test_a_tokenizer_of_another_model_is_refused(small: Small, monkeypatch: pyte
     monkeypatch.setattr(open_clip.SimpleTokenizer, "__call__", foreign)
     with pytest.raises(TeacherError, match=r"expected tokens below 49408, .* found 49408"):
         build_teacher("small", weights=save(small.state, tmp_path / "w.bin"))
+
+
+def test_a_prompt_that_would_be_cut_is_refused(small: Small, tmp_path: Path) -> None:
+    path = save(small.state, tmp_path / "w.bin")
+    fits, cut = (PromptSet((" ".join(["very"] * words) + " {}",), DEFAULT_PROMPTS.class_names) for words in (60, 90))
+    build_teacher("small", weights=path, prompts=fits)
+    with pytest.raises(UsageError, match=r"a prompt fills all 77 tokens of the text tower's context.*'very very"):
+        build_teacher("small", weights=path, prompts=cut)
