@@ -52,8 +52,8 @@ def main() -> None:
         *machine(PACKAGES),
         *gpu,
         f"load average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after",
-        f"{options.images} images of {options.voc_set if options.voc_root else 'a drawn devkit'}, {options.rounds} rounds,"
-        f" {options.precision}, {workers_for(options.workers, device)} decoding workers",
+        f"{options.images} images of {options.voc_set if options.voc_root else 'a drawn devkit'},"
+        f" {options.rounds} rounds, {options.precision}, {workers_for(options.workers, device)} decoding workers",
     ]
     text = report(f"Running teachers into a store, {date.today().isoformat()}", facts, RULE, tables)
     print(text)
