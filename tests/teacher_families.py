@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 from features.registry import build_teacher
@@ -27,6 +28,7 @@ class SmallTeacher:
 
     spec: of a folder in which `prepare` has written what the family needs.  arrays: what it puts out.
     own_cell: whether a blob answers in its own cell; random convolutions may answer in the one beside it.
+    full_size: it takes seconds to build and to run.
     """
 
     spec: str
@@ -34,6 +36,7 @@ class SmallTeacher:
     prepare: Callable[[Path], None] = lambda _: None
     untrained: bool = True
     own_cell: bool = True
+    full_size: bool = False
 
     def build(self, folder: Path) -> Teacher:
         """Return the teacher; folder: where `prepare` has written."""
@@ -69,9 +72,9 @@ FEATURES, LOGITS = frozenset({"features"}), frozenset({"logits", "embeddings"})
 FAMILIES: dict[str, SmallTeacher] = {
     "tiny_dino": SmallTeacher("tiny_dino", FEATURES),
     "tiny_clip": SmallTeacher("tiny_clip", LOGITS),
-    "dinov2": SmallTeacher("dinov2_vits14", FEATURES),
+    "dinov2": SmallTeacher("dinov2_vits14", FEATURES, full_size=True),
     "dinov2 with registers": SmallTeacher("dinov2_vits14_reg@layer=2,norm=none,grid=20x30", FEATURES),
-    "clip": SmallTeacher("clip_vitb32", LOGITS),
+    "clip": SmallTeacher("clip_vitb32", LOGITS, full_size=True),
     "timm": SmallTeacher("timm:test_vit", FEATURES),
     "timm DINOv3": SmallTeacher("timm:vit_small_patch16_dinov3@layer=3,grid=12x10", FEATURES),
     "hf": SmallTeacher("hf:{folder}@grid=20x24", FEATURES, _save_hf_folder),
@@ -85,3 +88,9 @@ FAMILIES: dict[str, SmallTeacher] = {
         own_cell=False,
     ),
 }
+
+
+def family_params(*, of_features: bool = False) -> list[object]:
+    """Return the families' names as test parameters, what is full size marked slow."""
+    names = [name for name, small in FAMILIES.items() if not of_features or "features" in small.arrays]
+    return [pytest.param(name, marks=pytest.mark.slow if FAMILIES[name].full_size else ()) for name in names]

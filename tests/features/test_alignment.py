@@ -13,10 +13,9 @@ from torch import Tensor
 from data.geometry import FRAME_SIZE, cell_box
 from data.images import squash
 from features.teacher import Teacher
-from tests.teacher_families import FAMILIES, SmallTeacher
+from tests.teacher_families import FAMILIES, SmallTeacher, family_params
 
 Cell = tuple[int, int]
-WITH_FEATURES = [name for name, small in FAMILIES.items() if "features" in small.arrays]
 
 
 def response(teacher: Teacher, cells: list[Cell]) -> Tensor:
@@ -46,7 +45,7 @@ def misplaced(found: list[Cell], cells: list[Cell], own_cell: bool) -> bool:
     return steps != [(r - cells[0][0], c - cells[0][1]) for r, c in cells] or (own_cell and found[0] != cells[0])
 
 
-@pytest.mark.parametrize("name", WITH_FEATURES)
+@pytest.mark.parametrize("name", family_params(of_features=True))
 def test_a_moved_blob_moves_the_response_by_as_many_cells(name: str, tmp_path: Path) -> None:
     small: SmallTeacher = FAMILIES[name]
     small.prepare(tmp_path)

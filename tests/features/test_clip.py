@@ -237,7 +237,9 @@ def test_a_tokenizer_of_another_model_is_refused(small: Small, monkeypatch: pyte
     import open_clip
 
     def foreign(_: Any, sentences: list[str], context_length: int | None = None) -> Tensor:
-        return torch.full((len(sentences), 77), 49408)
+        tokens = torch.full((len(sentences), 77), 49408)
+        tokens[:, 0] = torch.tensor([len(sentence) for sentence in sentences])
+        return tokens
 
     monkeypatch.setattr(open_clip.SimpleTokenizer, "__call__", foreign)
     with pytest.raises(TeacherError, match=r"expected tokens below 49408, .* found 49408"):

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from features.registry import TEACHERS
 from features.teacher import Teacher, probe
-from tests.teacher_families import FAMILIES, SmallTeacher
+from tests.teacher_families import FAMILIES, SmallTeacher, family_params
 
 Draw = Callable[[Teacher, int], Tensor]
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=family_params())
 def family(request: pytest.FixtureRequest) -> SmallTeacher:
     return FAMILIES[request.param]
 

@@ -45,7 +45,7 @@ def cosine_p01(found: NDArray[np.floating], expected: NDArray[np.floating]) -> f
 
 CASES = [
     # The real sizes take ten seconds each, and the other grids and layers of the same code one.
-    pytest.param(name, dtype, marks=pytest.mark.slow if name in ("dinov2", "clip") else ())
+    pytest.param(name, dtype, marks=pytest.mark.slow if small.full_size else ())
     for name, small in FAMILIES.items()
     for dtype in ("float16", "int8")
     if dtype == "float16" or "features" in small.arrays  # logits are float32 whatever the features are
