@@ -13,16 +13,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from data.errors import TeachOnceError, UsageError
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
+from pipeline.options import DEVICE, JSON, PATH, UNTRAINED, VOC_ROOT, WEIGHTS, WORKERS, options
 
 
 class Verb(click.Command):
@@ -47,6 +44,21 @@ class Verb(click.Command):
         message, code = told
         click.echo(f"error: {message}", err=True)
         ctx.exit(code)
+
+
+class TrainingVerb(Verb):
+    """A verb with the options of a run's configuration, which are read off its models when they are asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options, those of the configuration first."""
+        if not self._complete:
+            from pipeline.train_options import training_options
+
+            self.params[:0] = training_options()
+            self._complete = True
+        return super().get_params(ctx)
+
+    _complete = False
 
 
 def foreseen(error: Exception) -> tuple[str, int] | None:
@@ -81,44 +93,12 @@ def cli() -> None:
     """
 
 
-def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return one decorator that applies several options, listed top down."""
-
-    def decorate(function: Function) -> Function:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-def weight_paths(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """Return NAME=PATH options as a dictionary."""
-    pairs = [value.partition("=") for value in values]
-    bad = [value for value, (name, _, path) in zip(values, pairs, strict=True) if not name or not path]
-    if bad:
-        raise click.BadParameter(f"expected NAME=PATH, found {bad[0]!r}")
-    return {name: Path(path) for name, _, path in pairs}
-
-
 def grid_cell(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """Return a ROW,COLUMN option as numbers."""
     match = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", value or "")
     if value is not None and match is None:
         raise click.BadParameter(f"expected ROW,COLUMN, as 12,7, found {value!r}")
     return None if match is None else (int(match[1]), int(match[2]))
-
-
-VOC_ROOT = click.option(
-    "--voc-root", type=PATH, default="data/VOCdevkit", show_default=True, help="Folder that holds VOC2007."
-)
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-WORKERS = click.option("--workers", type=click.IntRange(0), help="Decoding processes; chosen to fit when not given.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-WEIGHTS = click.option(
-    "--weights", multiple=True, callback=weight_paths, metavar="NAME=PATH", help="Local weights of a teacher."
-)
-UNTRAINED = click.option("--untrained", is_flag=True, help="Real architectures, seeded weights.")
 
 
 @cli.command()
@@ -199,58 +179,13 @@ def extract_teachers(**flags: Any) -> None:
     click.echo(f"next: python cli.py train --voc-root {config.voc_root} {sets} --cached-teachers {config.out}")
 
 
-TRAIN_OPTIONS = options(
-    VOC_ROOT,
-    click.option("--voc-set", "voc_sets", multiple=True, default=["2007:train"], show_default=True,
-                 help="Training images."),
-    click.option("--val-set", "val_sets", multiple=True, default=["2007:val"], show_default=True,
-                 help="Images that select the best epoch."),
-    click.option("--test-set", "test_sets", multiple=True, help="Images scored once, at the end."),
-    click.option("--limit", type=click.IntRange(1), help="First N training images only."),
-    click.option("--backbone", default="resnet18", show_default=True,
-                 help="resnet18, mobilenet_v3_small, vit_tiny or timm:NAME."),
-    click.option("--backbone-weights", default="imagenet", show_default=True, help="imagenet, none or a file."),
-    click.option("--cached-teachers", type=PATH, multiple=True, is_flag=False, flag_value="data/teachers.zarr",
-                 metavar="[STORE]",
-                 help="Distil from this store; repeat to join several. [data/teachers.zarr when no path follows]"),
-    click.option("--expect-fingerprint", "expect_fingerprints", multiple=True, metavar="HEX",
-                 help="Insist on this store; one for each --cached-teachers, the first 12 digits at least."),
-    click.option("--distill", is_flag=True, help="Distil from live teachers, for comparison."),
-    click.option("--teacher", "teachers", multiple=True, metavar="NAME|KEY=SPEC",
-                 help="Live teacher. [dinov2_vits14 and clip_vitb32]"),
-    WEIGHTS,
-    UNTRAINED,
-    click.option("--feature-teacher", help="Whose features to match, where several have some."),
-    click.option("--logit-teacher", help="Whose logits to match, where several have some."),
-    click.option("--alpha", type=float, default=1.0, show_default=True, help="Weight of the detection losses."),
-    click.option("--beta", type=float, default=1.0, show_default=True, help="Weight of the feature loss."),
-    click.option("--gamma", type=float, default=1.0, show_default=True, help="Weight of the logit loss."),
-    click.option("--temperature", type=float, default=2.0, show_default=True, help="Softens the class distributions."),
-    click.option("--feature-loss", type=click.Choice(["mse"]), default="mse", show_default=True,
-                 help="Distance between the adapted map and the features."),
-    click.option("--feature-norm", type=click.Choice(["channel", "none"]), default="channel", show_default=True,
-                 help="Standardise teacher features per channel."),
-    click.option("--epochs", type=int, default=20, show_default=True, help="Passes over the training images."),
-    click.option("--batch-size", type=int, default=8, show_default=True, help="Images a step."),
-    click.option("--learning-rate", type=float, help="Peak rate. [SGD 0.01 at batch 8, AdamW 1e-4]"),
-    click.option("--flip", type=float, default=0.5, show_default=True, help="Probability of the hflip view."),
-    click.option("--jitter", type=float, default=0.0, show_default=True, help="Photometric jitter, in [0, 1)."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Key of every random stream."),
-    WORKERS,
-    DEVICE,
-)  # fmt: skip
-
-
-@cli.command()
-@TRAIN_OPTIONS
+@cli.command(cls=TrainingVerb)
 @options(
     click.option("--eval-every-epoch", "evaluate", flag_value="every-epoch", default="every-epoch",
                  help="Score the validation images after every epoch. [default]"),
     click.option("--eval-final-only", "evaluate", flag_value="final-only", help="Score them only at the end."),
     click.option("--run-name", help="Names the run's folders. [made from backbone, arm and seed]"),
     click.option("--resume", is_flag=True, help="Go on from the last finished epoch of --run-name."),
-    click.option("--residency", type=click.Choice(["mmap", "ram", "device"]), default="mmap", show_default=True,
-                 help="Where stored targets are: read as needed, all in the page cache, all on the device."),
     click.option("--runs-dir", type=PATH, default="runs", show_default=True),
     click.option("--checkpoints-dir", type=PATH, default="checkpoints", show_default=True),
     JSON,
@@ -423,8 +358,7 @@ def demo(out: Path, device: str) -> None:
     print_rich(*run_demo(out, device))
 
 
-@cli.command("debug-batch")
-@TRAIN_OPTIONS
+@cli.command("debug-batch", cls=TrainingVerb)
 def debug_batch(**flags: Any) -> None:
     """Print every loss of the first batch.
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from cache.agreement import Part, refuse_other_frame, refuse_other_images, refuse_unlike_parts
 from cache.canonical import Json
+from cache.image_arrays import is_image_store
 from cache.layout import PCA, SCALES
 from cache.manifest import TeacherManifest, ViewManifest
 from cache.pca import Pca
 from cache.reader import ArrayReader, TeacherStore, read_constant
 from cache.selected_array import SelectedArray, ViewPlaces
 from cache.source import Basis
-from data.errors import StoreIncompleteError
+from data.errors import StoreIncompleteError, UsageError
 from data.geometry import FRAME_SIZE, View
 
 _MAX_SHOWN = 5
@@ -39,7 +40,8 @@ class Selection:
     def __init__(self, stores: Sequence[TeacherStore], ids: Sequence[str]) -> None:
         """Find the images in the stores.
 
-        Raises StoreStaleError for a store of another frame, or where two stores saw different images under one id.
+        Raises StoreStaleError for a store of another frame, or where two stores saw different images under one id;
+        UsageError for a store of images.
         """
         self.stores = tuple(stores)
         self.ids = tuple(ids)
@@ -48,6 +50,7 @@ class Selection:
         self._rows: list[NDArray[np.int64]] = []
         seen: list[tuple[TeacherStore, dict[str, str]]] = []
         for store in self.stores:
+            _refuse_images(store)
             refuse_other_frame(store, FRAME_SIZE)
             rows, digests = store.rows_of(self.ids)
             for other, others in seen:
@@ -71,6 +74,10 @@ class Selection:
     def manifest(self, teacher: str) -> TeacherManifest:
         """Return a teacher's manifest, that of the first store that has it; raises as `arrays`."""
         return self.stores[self._holding(teacher)[0]].catalog.teachers[teacher].manifest
+
+    def text_embeddings(self, teacher: str) -> NDArray[np.float32]:
+        """Return a teacher's text embeddings, [K, D]; raises as `arrays`, and StoreCorruptError for damaged ones."""
+        return self.stores[self._holding(teacher)[0]].text_embeddings(teacher)
 
     def pca(self, teacher: str) -> Pca | None:
         """Return the PCA that a teacher's features are components of, None where they are its own channels.
@@ -210,3 +217,12 @@ class Selection:
     def _shown(self, positions: NDArray[np.intp]) -> str:
         more = f", … {len(positions) - _MAX_SHOWN} more" if len(positions) > _MAX_SHOWN else ""
         return ", ".join(self.ids[position] for position in positions[:_MAX_SHOWN]) + more
+
+
+def _refuse_images(store: TeacherStore) -> None:
+    if is_image_store(store.catalog):
+        path = store.catalog.path
+        raise UsageError(
+            f"{path}: an image store holds decoded images, no teacher's targets",
+            hint=f"give it as --cache-images {path}, and a store that extract-teachers made as --cached-teachers",
+        )

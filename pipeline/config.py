@@ -12,40 +12,53 @@ from data.errors import UsageError
 from students.config import StudentConfig
 
 DEFAULT_STORE = Path("data/teachers.zarr")
+DEFAULT_IMAGE_STORE = Path("data/images.zarr")
 Residency = Literal["mmap", "ram", "device"]
 
 
 class Recipe(BaseModel):
     """How a student is optimised. `None` means: as fits the backbone, filled in by `TrainConfig.resolved`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     epochs: int = Field(default=20, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=8, ge=1)
-    """Images a step."""
+    """Images a step, over all processes and parts."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which a step's images go through the network, where they do not fit at once."""
     optimizer: Literal["sgd", "adamw"] | None = None
-    """`sgd` with momentum 0.9 for convolutional backbones, `adamw` for ViTs."""
+    """Optimiser: SGD has momentum 0.9. [sgd for convolutional backbones, adamw for ViTs]"""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; SGD: 0.01 at batch 8, scaled linearly with the batch; AdamW: 1e-4."""
+    """Peak learning rate. [SGD 0.01 at batch 8, scaled linearly with the batch; AdamW 1e-4]"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the rate does after the warm-up: fall to zero along a cosine, or stay."""
     weight_decay: float | None = Field(default=None, ge=0)
-    """1e-4 for SGD, 0.05 for AdamW (which spares biases and norms)."""
+    """Weight decay; AdamW spares biases and norms. [1e-4 for SGD, 0.05 for AdamW]"""
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of all steps in which the rate rises linearly, …"""
+    """Share of all steps in which the rate rises linearly."""
     warmup_max_steps: int = Field(default=500, ge=0)
-    """… at most this many; afterwards it falls to zero along a cosine."""
+    """Most steps in which the rate rises."""
     clip_norm: float = Field(default=10.0, gt=0)
     """Largest gradient norm over all trained weights."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of the `hflip` view."""
     jitter: float = Field(default=0.0, ge=0, lt=1)
-    """Strength of the photometric jitter of the student's image; live teachers see the image without it."""
+    """Strength of the photometric jitter of the student's image, in [0, 1); live teachers see the image without it."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, as 0.999; it is what is scored. [none]"""
+    amp: Literal["none", "bfloat16", "float16"] = "none"
+    """Mixed precision of backbone and neck; float16 scales the loss."""
+    channels_last: bool = False
+    """Keep images and convolutions in channels-last order."""
+    compile: bool = False
+    """Compile backbone and neck (torch.compile)."""
 
 
 class Distillation(BaseModel):
-    """L = alpha · L_det + beta · L_feature + gamma · L_logit, and where the teachers' targets come from."""
+    """L = α · L_det + β · L_feature + γ · L_logit + δ · L_region, and where the teachers' targets come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: Literal["none", "store", "live"] = "none"
     """`none`: the baseline; `store`: teacher caches; `live`: teachers run in every step, for comparison."""
@@ -69,12 +82,28 @@ class Distillation(BaseModel):
     """Weight of the feature loss."""
     gamma: float = Field(default=1.0, ge=0)
     """Weight of the logit loss."""
+    delta: float = Field(default=0.0, ge=0)
+    """Weight of the region loss: class logits of the student's proposals, from stored dense CLIP features."""
+    kd_weight: Literal["manual", "auto"] = "manual"
+    """`auto` sets the weights of feature and logit loss anew at each report, for a given share of the gradient."""
+    kd_share: float = Field(default=0.5, gt=0, lt=1)
+    """That share: of the backbone's gradient norm, of each distillation loss over detection and itself."""
     temperature: float = Field(default=2.0, gt=0)
     """T of the softened class distributions."""
-    feature_loss: Literal["mse"] = "mse"
+    feature_loss: Literal["mse", "cosine", "cwd", "pkd", "mgd", "attention", "fgd"] = "mse"
     """Distance between the adapted student map and the teacher's features."""
     feature_norm: Literal["channel", "none"] = "channel"
     """`channel`: teacher features are standardised per channel over the training images."""
+    feature_tap: Literal["backbone", "neck"] = "backbone"
+    """Where the student's stride-16 map is taken: before the neck or behind it."""
+    logit_loss: Literal["kl", "binary"] = "kl"
+    """KL over the classes, or binary KL a class on logits centred over the training images."""
+    target_shuffle: int | None = Field(default=None, ge=0)
+    """Control arm: another image's targets, by a permutation of this seed. [none]"""
+    logit_targets: Literal["teacher", "labels"] = "teacher"
+    """Control arm: `labels` trains the auxiliary head on the image's own labels instead of the teacher's logits."""
+    region_teacher: str | None = None
+    """Whose dense CLIP features give region logits, where several have some."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +139,7 @@ class Distillation(BaseModel):
 class TrainConfig(BaseModel):
     """One training run, whole: `TrainConfig.model_validate_json(config.json)` repeats it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")
     """Names `runs/<run_name>/` and `checkpoints/<run_name>/`."""
@@ -136,7 +165,13 @@ class TrainConfig(BaseModel):
     workers: int | None = Field(default=None, ge=0)
     """Decoding processes; by default several beside a GPU, two on the CPU."""
     residency: Residency = "mmap"
-    """Where stored targets are: on the disk and in the kernel's page cache; all read into that; on the device."""
+    """Where stored targets are: read as needed, all in the page cache, all on the device."""
+    cache_images: Path | None = None
+    """Keep decoded images in this store, so that no JPEG is decoded twice. [none; data/images.zarr without a path]"""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Also save a checkpoint to resume from every so many steps. [at the end of an epoch, and when interrupted]"""
+    report_steps: int = Field(default=20, ge=1)
+    """Steps between two reports of losses and gradients."""
     runs_dir: Path = Path("runs")
     checkpoints_dir: Path = Path("checkpoints")
 

@@ -17,9 +17,11 @@ from pipeline.device import choose_device
 from pipeline.stored_targets import StoredTargets
 from pipeline.targets import LiveTargets, TargetSource, TeacherTargets
 from pipeline.teachers import TeacherChoices, build_teachers
-from pipeline.train import Trainer, target_source
-from students.losses.feature_mse import feature_mse
+from pipeline.train import target_source
+from pipeline.trainer import Trainer
 from students.losses.logit_kl import logit_kl
+from students.losses.pointwise import feature_mse
+from students.losses.standardise import standardise
 
 Losses = dict[str, float]
 
@@ -80,7 +82,9 @@ def _mimic_losses(trainer: Trainer, mimicked: TeacherTargets, targets: TeacherTa
         mean, std = objective.mean, objective.std
         said = mimicked.features.float()
         said = said if mean is None or std is None else (said - mean) / std
-        losses["feature of a mimic"] = float(feature_mse(said.permute(0, 3, 1, 2), targets.features, mean, std))
+        losses["feature of a mimic"] = float(
+            feature_mse(said.permute(0, 3, 1, 2), standardise(targets.features, mean, std))
+        )
     if targets.logits is not None and mimicked.logits is not None:
         temperature = trainer.config.distillation.temperature
         losses["logit of a mimic"] = float(logit_kl(mimicked.logits, targets.logits, temperature))

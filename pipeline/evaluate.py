@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.ranks import ALONE, Ranks, exchange
 from data.geometry import boxes_from_frame
 from data.images import decode_image
 from data.records import ImageRecord
@@ -29,11 +30,24 @@ def detect(
     batch_size: int = 8,
     workers: int = 0,
     what: str = "detecting",
+    ranks: Ranks = ALONE,
 ) -> Detections:
     """Return a student's detections over the records, in pixels of the original images.
 
-    The student's mode is put back afterwards.  Raises ImageError for an image that cannot be read.
+    ranks: the processes that share the work; each gets all detections.  The student's mode is put back afterwards.
+
+    Raises ImageError for an image that cannot be read.
     """
+    mine = records[ranks.rank :: ranks.size]
+    gathered = exchange(ranks, detect_images(student, mine, device, batch_size=batch_size, workers=workers, what=what))
+    found = [gathered[index % ranks.size][index // ranks.size] for index in range(len(records))]
+    return Detections.from_images([record.id for record in records], found)
+
+
+def detect_images(
+    student: Student, records: Sequence[ImageRecord], device: torch.device, *, batch_size: int, workers: int, what: str
+) -> list[ImageDetections]:
+    """Return the detections of each record, in their order; raises as `detect`."""
     loader = load_batches(
         TrainingImages(records).load,
         plain_batches(len(records), batch_size),
@@ -54,14 +68,20 @@ def detect(
                 tick(len(batch))
     finally:
         student.train(was_training)
-    return Detections.from_images([record.id for record in records], found)
+    return found
 
 
 def score_student(
-    student: Student, records: Sequence[ImageRecord], device: torch.device, *, workers: int = 0, what: str = "detecting"
+    student: Student,
+    records: Sequence[ImageRecord],
+    device: torch.device,
+    *,
+    workers: int = 0,
+    what: str = "detecting",
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Return a student's average precision over the records, `voc` metric."""
-    return evaluate(detect(student, records, device, workers=workers, what=what), records)
+    return evaluate(detect(student, records, device, workers=workers, what=what, ranks=ranks), records)
 
 
 def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder: Path, count: int) -> list[Path]:

@@ -34,11 +34,11 @@ class Buffers:
     host: dict[str, Tensor]
     copied: torch.cuda.Event | None
 
-    def fill(self, arrays: Mapping[str, SelectedArray], keys: Sequence[SampleKey]) -> None:
-        """Gather a batch, as soon as nothing reads what was there."""
+    def fill(self, arrays: Mapping[str, SelectedArray], keys: Sequence[SampleKey], positions: Sequence[int]) -> None:
+        """Gather the targets at these positions for a batch, as soon as nothing reads what was there."""
         if self.copied is not None:
             self.copied.synchronize()
-        positions, views = [key.index for key in keys], [key.view for key in keys]
+        views = [key.view for key in keys]
         for name, array in arrays.items():
             array.gather(positions, views, out=self.host[name][: len(keys)].numpy())
 
@@ -53,12 +53,19 @@ class Buffers:
 class GatherAhead:
     """The targets of a sequence of batches, in order, gathered ahead. Close it to end its thread.
 
+    place: whose targets each image gets, by its index; its own where None.
+
     The thread starts at the first `take`: by then a loader has forked its workers.
     """
 
     def __init__(
-        self, arrays: Mapping[str, SelectedArray], batches: Sequence[Sequence[SampleKey]], device: torch.device
+        self,
+        arrays: Mapping[str, SelectedArray],
+        batches: Sequence[Sequence[SampleKey]],
+        device: torch.device,
+        place: Sequence[int] | None = None,
     ) -> None:
+        self._place = place
         self._arrays = arrays
         self._batches = batches
         self._device = device
@@ -120,12 +127,15 @@ class GatherAhead:
                 buffers = self._free.get()
                 if self._closed:
                     return
-                buffers.fill(self._arrays, keys)
+                buffers.fill(self._arrays, keys, self._positions(keys))
                 self._ready.put((keys, buffers))
         except BaseException as error:  # whatever it is, the training thread raises it
             self._ready.put(error)
 
     def _prefetch(self, keys: Sequence[SampleKey]) -> None:
-        positions, views = [key.index for key in keys], [key.view for key in keys]
+        positions, views = self._positions(keys), [key.view for key in keys]
         for array in self._arrays.values():
             array.prefetch(positions, views)
+
+    def _positions(self, keys: Sequence[SampleKey]) -> list[int]:
+        return [key.index if self._place is None else self._place[key.index] for key in keys]

@@ -6,6 +6,7 @@ as values instead and are raised here, whole.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -52,6 +53,7 @@ class BatchLoader(Generic[Key, Item, Loaded]):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_interrupts_to_the_run,
         )
 
     def __iter__(self) -> Iterator[Loaded]:
@@ -62,6 +64,11 @@ class BatchLoader(Generic[Key, Item, Loaded]):
                 del self._loader
                 raise loaded
             yield loaded
+
+
+def _leave_interrupts_to_the_run(_: int) -> None:
+    # Ctrl-C goes to the whole group of processes: the run ends after its step, and its workers with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Batches(Generic[Key]):

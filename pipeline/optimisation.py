@@ -30,11 +30,13 @@ def build_optimizer(recipe: Recipe, modules: Iterable[nn.Module]) -> Optimizer:
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Return the rate of step 0 … total − 1: a linear warm-up, then a cosine to zero."""
+    """Return the rate of step 0 … total − 1: a linear warm-up, then a cosine to zero, or what it has come to."""
     assert recipe.learning_rate is not None
     warmup = min(recipe.warmup_max_steps, round(recipe.warmup_fraction * total_steps))
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
     progress = (step - warmup) / max(1, total_steps - warmup)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -7,6 +7,9 @@ that two arms of a comparison see the same images in the same order and views wh
 |---------------|---------------|-------------------------------------------|
 | student-init  |               | the student's random initial weights      |
 | kd-init       |               | the adapter's initial weights             |
+| feature-loss-init |           | initial weights of a feature loss         |
+| feature-mask  | epoch, id     | places that a feature loss masks          |
+| target-shuffle |              | whose targets an image gets (control arm) |
 | order         | epoch         | the order of the images                   |
 | view          | epoch, id     | whether an image is mirrored              |
 | jitter        | epoch, id     | its photometric jitter                    |

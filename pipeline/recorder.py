@@ -48,6 +48,27 @@ class Recorder:
         write_text(self._folder / "result.json", json.dumps(result, indent=2))
 
 
+class SilentRecorder:
+    """Records nothing: of several processes, the first one does."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def result(self, result: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file by renaming, so that it is never seen half written."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

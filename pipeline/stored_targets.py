@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from cache.reader import TeacherStore
 from cache.residency import available_memory, populate, refuse_too_large, shard_bytes
 from cache.selected_array import SelectedArray
 from cache.selection import Selection
-from data.errors import StoreStaleError
+from data.errors import StoreStaleError, UsageError
 from data.geometry import View
 from data.records import ImageRecord
 from pipeline.byte_progress import megabytes
@@ -21,7 +22,19 @@ from pipeline.config import Distillation, Residency
 from pipeline.dataset import LoadedBatch, SampleKey
 from pipeline.device_arrays import DeviceArrays
 from pipeline.gather_ahead import GatherAhead
-from pipeline.targets import ChannelStatistics, TargetSource, TeacherTargets, choose_teachers
+from pipeline.randomness import stream
+from pipeline.targets import (
+    DENSE,
+    ChannelStatistics,
+    RegionText,
+    TargetSource,
+    TeacherTargets,
+    choose_teachers,
+    region_text_of,
+)
+
+# Before the names of the arrays of the teacher of regions, which may be those of the teacher of features too.
+_REGIONS = "regions/"
 
 
 class StoredTargets(TargetSource):
@@ -48,11 +61,11 @@ class StoredTargets(TargetSource):
         stores = [TeacherStore(path) for path in config.stores]
         _refuse_other_fingerprints(stores, config.expect_fingerprints)
         self.selection = Selection(stores, [record.id for record in records])
-        self.choice = choose_teachers(config, self.selection.outputs, self.selection.where)
+        self.choice = choose_teachers(config, self._outputs(), self.selection.where)
         self._arrays = self._select(config, views)
+        self._place = _places(len(records), config.target_shuffle)
         self.digests = self.selection.digests
-        used = dict.fromkeys(key for key in (self.choice.features, self.choice.logits) if key is not None)
-        self._manifests = {key: self.selection.manifest(key) for key in used}
+        self._manifests = {key: self.selection.manifest(key) for key in self.choice.used}
         self.untrained = tuple(key for key, manifest in self._manifests.items() if manifest.untrained)
         self._positions = {image_id: position for position, image_id in enumerate(self.selection.ids)}
         self._ahead: GatherAhead | None = None
@@ -70,12 +83,38 @@ class StoredTargets(TargetSource):
                 self.selection.arrays(self.choice.features, "moments", ("original",))
         if self.choice.logits is not None:
             arrays |= self.selection.arrays(self.choice.logits, "logits", views)
+        if self.choice.regions is not None:
+            found = self.selection.arrays(self.choice.regions, "features", views)
+            arrays |= {f"{_REGIONS}{name}": array for name, array in found.items()}
         return arrays
+
+    def _outputs(self) -> dict[str, set[str]]:
+        outputs = {}
+        for key, names in self.selection.outputs.items():
+            manifest = self.selection.manifest(key)
+            dense = "features" in names and manifest.text_embeddings_shape is not None and manifest.pca is None
+            outputs[key] = names | ({DENSE} if dense else set())
+        return outputs
 
     def statistics(self) -> ChannelStatistics:
         """Return the statistics from the stored moments of the training images."""
         assert self.choice.features is not None
         return ChannelStatistics.of(*self.selection.channel_statistics(self.choice.features), self._device)
+
+    def logit_centre(self) -> Tensor:
+        """Return the mean of the stored logits of the training images."""
+        assert self.choice.logits is not None
+        array = self.selection.arrays(self.choice.logits, "logits", ("original",))["logits"]
+        count = len(self.selection.ids)
+        logits = array.gather(list(range(count)), ["original"] * count)
+        return torch.from_numpy(logits.mean(axis=0, dtype=np.float64).astype(np.float32)).to(self._device)
+
+    def region_text(self) -> RegionText | None:
+        """Return the region teacher's text embeddings, scale and bias, as they are stored."""
+        if self.choice.regions is None:
+            return None
+        embeddings = self.selection.text_embeddings(self.choice.regions)
+        return region_text_of(embeddings, self._manifests[self.choice.regions].identity, self._device)
 
     @contextmanager
     def following(self, batches: Sequence[Sequence[SampleKey]]) -> Iterator[None]:
@@ -83,7 +122,7 @@ class StoredTargets(TargetSource):
         if self._held is not None or not self._arrays:
             yield
             return
-        self._ahead = GatherAhead(self._arrays, batches, self._device)
+        self._ahead = GatherAhead(self._arrays, batches, self._device, self._place)
         try:
             yield
         finally:
@@ -96,10 +135,14 @@ class StoredTargets(TargetSource):
             arrays = self._ahead.take(loaded.keys)
         else:
             arrays = self._fetch(
-                [self._positions[image_id] for image_id in loaded.batch.ids], [key.view for key in loaded.keys]
+                [self._place[self._positions[image_id]] for image_id in loaded.batch.ids],
+                [key.view for key in loaded.keys],
             )
+        regions = {name.removeprefix(_REGIONS): rows for name, rows in arrays.items() if name.startswith(_REGIONS)}
         return TeacherTargets(
-            features=decode_features(arrays) if "features" in arrays else None, logits=arrays.get("logits")
+            features=decode_features(arrays) if "features" in arrays else None,
+            logits=arrays.get("logits"),
+            regions=decode_features(regions) if regions else None,
         )
 
     def _fetch(self, positions: list[int], views: list[View]) -> dict[str, Tensor]:
@@ -118,11 +161,23 @@ class StoredTargets(TargetSource):
         """
         return {
             "source": "store",
-            "teachers": {"features": self.choice.features, "logits": self.choice.logits},
+            "teachers": self.choice.record(),
             "untrained": list(self.untrained),
             "identities": {key: manifest.identity for key, manifest in self._manifests.items()},
             "stores": self.selection.record(self._arrays.values()),
         }
+
+
+def _places(count: int, shuffle: int | None) -> Sequence[int]:
+    """Return whose targets each image gets: its own, or, shuffled, another image's."""
+    if shuffle is None:
+        return range(count)
+    if count < 2:
+        raise UsageError(f"--target-shuffle: expected two training images or more, found {count}")
+    order = stream(shuffle, "target-shuffle").permutation(count)
+    places = np.empty(count, dtype=np.int64)
+    places[order] = np.roll(order, 1)  # one cycle through all of them: none keeps its own
+    return [int(place) for place in places]
 
 
 def decode_features(arrays: Mapping[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,8 @@ from features.teacher import Teacher, TeacherInput
 from pipeline.config import Distillation
 from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded, plain_batches
 
+# What a teacher has whose features lie in the space of its text embeddings.
+DENSE = "dense CLIP features"
 # Live teachers have no stored statistics; theirs are measured on the first so many training images.
 LIVE_STATISTICS_IMAGES = 256
 
@@ -32,12 +34,22 @@ LIVE_STATISTICS_IMAGES = 256
 class TeacherTargets:
     """What the teachers say of a batch, on the training device.
 
-    features: [B, Gh, Gw, C], float16 or float32 as stored, float32 where int8 is.  logits: [B, 20] float32.  None for
-    what is not distilled.
+    features: [B, Gh, Gw, C], float16 or float32 as stored, float32 where int8 is.  logits: [B, 20] float32.
+    regions: [B, Gh, Gw, D], dense CLIP features, from which region logits are made.  None for what is not distilled.
     """
 
     features: Tensor | None = None
     logits: Tensor | None = None
+    regions: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RegionText:
+    """What makes logits of dense CLIP features. embeddings: [20, D] float32, on the training device."""
+
+    embeddings: Tensor
+    logit_scale: float
+    logit_bias: float | None
 
 
 @dataclass(frozen=True)
@@ -64,16 +76,29 @@ class TeacherChoice:
 
     features: str | None
     logits: str | None
+    regions: str | None = None
+
+    def record(self) -> dict[str, str | None]:
+        """Return the choice as checkpoints and results keep it; regions only where they are distilled."""
+        named = asdict(self)
+        return named if self.regions is not None else {name: named[name] for name in ("features", "logits")}
+
+    @property
+    def used(self) -> list[str]:
+        """The teachers that are distilled at all."""
+        return list(dict.fromkeys(key for key in (self.features, self.logits, self.regions) if key is not None))
 
 
 class TargetSource(ABC):
     """Teacher targets of the batches of one training run.
 
+    choice: which teachers are distilled.
     feature_shape: (Gh, Gw, C) of the feature teacher, None where features are not distilled.
     teacher_inputs: what the loader must prepare of every image.  digests: SHA-256 by image id to compare, if known.
     untrained: keys of the teachers that were never trained.  record: what `result.json` says of the source.
     """
 
+    choice: TeacherChoice
     feature_shape: tuple[int, int, int] | None = None
     teacher_inputs: tuple[TeacherInput, ...] = ()
     digests: Mapping[str, str] | None = None
@@ -82,6 +107,14 @@ class TargetSource(ABC):
     @abstractmethod
     def statistics(self) -> ChannelStatistics:
         """Return the feature teacher's channel statistics over the training images, `original` view."""
+
+    @abstractmethod
+    def logit_centre(self) -> Tensor:
+        """Return the logit teacher's mean logit of each class over the training images, `original` view, [20]."""
+
+    @abstractmethod
+    def region_text(self) -> RegionText | None:
+        """Return what makes logits of the region teacher's features; None where regions are not distilled."""
 
     def following(self, batches: Sequence[Sequence[SampleKey]]) -> AbstractContextManager[None]:
         """Return a block in which the targets of exactly these batches are asked for, in this order.
@@ -108,14 +141,35 @@ class LiveTargets(TargetSource):
         self._teachers = teachers
         self._records = records
         self._device = device
-        outputs = {key: set(teacher.output_shapes) for key, teacher in teachers.items()}
+        outputs = {key: _outputs_of(teacher) for key, teacher in teachers.items()}
+        if config.target_shuffle is not None:
+            raise UsageError("--target-shuffle: only stored targets can be shuffled", hint="extract a store first")
         self.choice = choose_teachers(config, outputs, "the live teachers")
-        used = list(dict.fromkeys(key for key in (self.choice.features, self.choice.logits) if key is not None))
+        used = self.choice.used
         self.teacher_inputs = tuple(dict.fromkeys(teachers[key].input for key in used))
         self.untrained = tuple(key for key in used if teachers[key].untrained)
         if self.choice.features is not None:
             gh, gw, channels = teachers[self.choice.features].output_shapes["features"]
             self.feature_shape = (gh, gw, channels)
+
+    def logit_centre(self) -> Tensor:
+        """Return the mean logits of the first LIVE_STATISTICS_IMAGES training images, measured now."""
+        records = self._records[:LIVE_STATISTICS_IMAGES]
+        images = TrainingImages(records, teacher_inputs=self.teacher_inputs)
+        total = torch.zeros(())
+        for keys in plain_batches(len(records), 8):
+            logits = self(collate_loaded([images.load(key) for key in keys])).logits
+            assert logits is not None
+            total = total.to(logits.device) + logits.double().sum(dim=0)
+        return (total / len(records)).float()
+
+    def region_text(self) -> RegionText | None:
+        """Return the region teacher's text embeddings, scale and bias."""
+        if self.choice.regions is None:
+            return None
+        teacher = self._teachers[self.choice.regions]
+        assert teacher.text_embeddings is not None
+        return region_text_of(teacher.text_embeddings, teacher.identity(), self._device)
 
     def statistics(self) -> ChannelStatistics:
         """Return the statistics of the first LIVE_STATISTICS_IMAGES training images, measured now."""
@@ -136,18 +190,19 @@ class LiveTargets(TargetSource):
     def __call__(self, loaded: LoadedBatch) -> TeacherTargets:
         """Return what the teachers say of the batch's views, before jitter."""
         said = {}
-        for key in dict.fromkeys(key for key in (self.choice.features, self.choice.logits) if key is not None):
+        for key in self.choice.used:
             said[key] = self._teachers[key](loaded.teacher_images[self._teachers[key].input].to(self._device))
         return TeacherTargets(
             features=said[self.choice.features].features if self.choice.features is not None else None,
             logits=said[self.choice.logits].logits if self.choice.logits is not None else None,
+            regions=said[self.choice.regions].features if self.choice.regions is not None else None,
         )
 
     def record(self) -> dict[str, Any]:
         """Return the teachers' identities."""
         return {
             "source": "live",
-            "teachers": {"features": self.choice.features, "logits": self.choice.logits},
+            "teachers": self.choice.record(),
             "untrained": list(self.untrained),
             "identities": {key: teacher.identity() for key, teacher in self._teachers.items()},
             "statistics_images": min(len(self._records), LIVE_STATISTICS_IMAGES),
@@ -182,10 +237,27 @@ def choose_teachers(config: Distillation, outputs: Mapping[str, set[str]], where
             )
         return candidates[0]
 
+    gamma = config.gamma if config.logit_targets == "teacher" else 0.0
     return TeacherChoice(
         features=choose("features", config.feature_teacher, config.beta, "--feature-teacher", "--beta"),
-        logits=choose("logits", config.logit_teacher, config.gamma, "--logit-teacher", "--gamma"),
+        logits=choose("logits", config.logit_teacher, gamma, "--logit-teacher", "--gamma"),
+        regions=choose(DENSE, config.region_teacher, config.delta, "--region-teacher", "--delta"),
     )
+
+
+def region_text_of(embeddings: NDArray[np.float32], identity: Mapping[str, Any], device: torch.device) -> RegionText:
+    """Return what makes region logits, of a dense CLIP teacher's text embeddings [20, D] and identity."""
+    bias = identity.get("logit_bias")
+    return RegionText(
+        torch.from_numpy(np.array(embeddings)).to(device),
+        float(identity["logit_scale"]),
+        None if bias is None else float(bias),
+    )
+
+
+def _outputs_of(teacher: Teacher) -> set[str]:
+    dense = "features" in teacher.output_shapes and teacher.text_embeddings is not None
+    return set(teacher.output_shapes) | ({DENSE} if dense else set())
 
 
 def views_drawn(flip: float) -> tuple[View, ...]:

@@ -1,6 +1,7 @@
-"""The processes that `torchrun` started, as the ranks that write one store together.
+"""The processes that `torchrun` started, as the ranks that write one store or train one student together.
 
-They exchange small Python objects only, over gloo whatever the device is: shards, digests, errors.
+They exchange small Python objects over gloo whatever the device is: shards, digests, errors. Gradients of GPUs go over
+nccl.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ class TorchRanks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Join the other processes of a torchrun job for the block; alone where there is none."""
+def joined_ranks(*, gradients_on: str = "cpu") -> Iterator[Ranks]:
+    """Join the other processes of a torchrun job for the block; alone where there is none.
+
+    gradients_on: the kind of device whose tensors they will add up, `cpu` or `cuda`.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    backend = "gloo" if gradients_on == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         ranks = TorchRanks()
         if ranks.rank > 0:

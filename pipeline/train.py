@@ -1,15 +1,14 @@
 """Stage 2: trains a student, as a baseline, against a teacher cache, or with live teachers.
 
-One `Trainer` holds a run's state; `train` runs it from its configuration, or resumes it from its latest checkpoint.
-Randomness comes from named streams only (see `pipeline.randomness`), so a resumed run needs no generator's state and
-β = γ = 0 with a store gives the baseline's weights, bit by bit on the CPU.
+`train` runs a configuration, or resumes it from its latest checkpoint, also within an epoch; under torchrun all
+processes run it together. β = γ = 0 with a store gives the baseline's weights, bit by bit on the CPU.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,203 +16,88 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.collate import Batch
-from data.errors import CheckpointError, TrainingError
+from cache.ranks import Ranks, exchange
 from data.records import ImageRecord
 from data.voc import read_voc
 from evaluation.average_precision import EvaluationResult
 from pipeline.checkpoint import BEST, LATEST, Checkpoint, link_latest, load_checkpoint, save_checkpoint
 from pipeline.config import TrainConfig
-from pipeline.dataset import EpochBatches, LoadedBatch, TrainingImages, collate_loaded
+from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
 from pipeline.evaluate import score_student
+from pipeline.interruption import Interruption
 from pipeline.loading import BatchLoader, load_batches
-from pipeline.objective import Objective
-from pipeline.optimisation import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from pipeline.progress import progress, say
-from pipeline.randomness import stream_seed, torch_stream
-from pipeline.recorder import Recorder
-from pipeline.resuming import as_chosen, find_resumable, refuse_other_targets, refuse_taken_name
+from pipeline.recorder import Recorder, SilentRecorder
+from pipeline.resuming import as_chosen, find_resumable, refuse_taken_name
 from pipeline.stored_targets import StoredTargets
-from pipeline.targets import LiveTargets, TargetSource, TeacherTargets, views_drawn
+from pipeline.targets import LiveTargets, TargetSource, views_drawn
 from pipeline.teachers import TeacherChoices, build_teachers
-from students.detector import Student, StudentOutput, build_student
+from pipeline.torch_ranks import joined_ranks, local_device
+from pipeline.trainer import Clock, Trainer
+from students.detector import Student
 
-_STEPS_BETWEEN_SCALARS = 20
-
-
-@dataclass
-class Clock:
-    """Where the seconds of one epoch's training steps went; evaluation is left out."""
-
-    total: float = 0.0
-    data_wait: float = 0.0
-    targets: float = 0.0
-
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds in all, waiting for images, and getting teacher targets."""
-        return {"training": self.total, "data_wait": self.data_wait, "targets": self.targets}
+Loader = BatchLoader[Any, Any, LoadedBatch]
 
 
 @dataclass
-class Trainer:
-    """The state of a run between steps."""
+class Epoch:
+    """What has been of an epoch. steps: taken.  images: of these steps.  sums: of every loss, over images."""
 
-    config: TrainConfig
-    records: list[ImageRecord]
-    device: torch.device
-    source: TargetSource | None
-    student: Student = field(init=False)
-    objective: Objective = field(init=False)
-    clock: Clock = field(default_factory=Clock)
-    step: int = 0
+    steps: int = 0
+    images: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        config = self.config
-        with torch_stream(config.seed, "student-init"):
-            student = build_student(config.student)
-        self.student = student.to(self.device)
-        self.objective = Objective(config.distillation, self.source, student.feature_channels, config.seed).to(
-            self.device
-        )
-        self.optimizer = build_optimizer(config.recipe, self._modules())
-        recipe = config.recipe
-        self.batches = EpochBatches(self.records, recipe.batch_size, recipe.flip, config.seed)
-        self.total_steps = len(self.batches) * recipe.epochs
-
-    def loader(self) -> BatchLoader[Any, Any, LoadedBatch]:
-        """Return the loader of this run's batches; it follows `batches.epoch`."""
-        images = TrainingImages(
-            self.records,
-            seed=self.config.seed,
-            jitter_strength=self.config.recipe.jitter,
-            teacher_inputs=() if self.source is None else self.source.teacher_inputs,
-            digests=None if self.source is None or self.source.digests is None else dict(self.source.digests),
-        )
-        workers = training_workers(self.config.workers, self.device)
-        return load_batches(images.load, self.batches, collate_loaded, workers=workers, device=self.device)
-
-    def run_epoch(self, loader: BatchLoader[Any, Any, LoadedBatch], epoch: int, recorder: Recorder) -> dict[str, float]:
-        """Train one epoch (counted from 0) and return the mean of every loss part over its images.
-
-        Raises TrainingError for a loss or a gradient that is not finite.
-        """
-        self.batches.epoch = epoch
-        self.clock = Clock()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        seen = 0
-        start = time.monotonic()
-        following = nullcontext() if self.source is None else self.source.following(list(self.batches))
-        with following, progress(f"epoch {epoch + 1}/{self.config.recipe.epochs}", len(self.records)) as tick:
-            batches = iter(loader)
-            while True:
-                waited = time.monotonic()
-                loaded = next(batches, None)
-                self.clock.data_wait += time.monotonic() - waited
-                if loaded is None:
-                    break
-                parts = self.run_step(loaded)
-                for name, value in parts.items():
-                    sums[name] += value * len(loaded.keys)
-                seen += len(loaded.keys)
-                if self.step % _STEPS_BETWEEN_SCALARS == 0:
-                    recorder.scalars({f"loss/{name}": float(value) for name, value in parts.items()}, self.step)
-                    recorder.scalars({"optimisation/learning_rate": self.optimizer.param_groups[0]["lr"]}, self.step)
-                tick(len(loaded.keys), f"loss {float(parts['total']):.3f}")
-        self.clock.total += time.monotonic() - start
-        return {name: float(value) / seen for name, value in sums.items()}
-
-    def run_step(self, loaded: LoadedBatch) -> dict[str, Tensor]:
-        """Take one step and return the loss and its parts, detached scalars by name, and the gradient norm."""
-        set_learning_rate(self.optimizer, learning_rate(self.config.recipe, self.step, self.total_steps))
-        self.optimizer.zero_grad(set_to_none=True)
-        total, parts = self.losses(loaded)
-        self._refuse_non_finite("loss", total, parts, loaded)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(self._modules(), self.config.recipe.clip_norm)
-        self._refuse_non_finite("gradient norm", norm, parts, loaded)
-        self.optimizer.step()
-        self.step += 1
-        return {"total": total.detach(), **{k: v.detach() for k, v in parts.items()}, "gradient_norm": norm}
-
-    def _refuse_non_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], loaded: LoadedBatch) -> None:
-        if not math.isfinite(value.item()):
-            named = {name: round(part.item(), 4) for name, part in parts.items()}
-            raise TrainingError(
-                f"the {what} is not finite at step {self.step + 1}: {named}; images {', '.join(loaded.batch.ids)}",
-                hint="lower --learning-rate, or check the images and targets named",
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.images += images
+        for name, value in losses.items():
+            self.sums[name] = (
+                self.sums.get(name, torch.zeros((), dtype=torch.float64)).to(value.device) + value * images
             )
 
-    def losses(self, loaded: LoadedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total loss of a batch and its unweighted parts by name, with gradients."""
-        asked = time.monotonic()
-        targets = None if self.source is None else self.source(loaded)
-        self.clock.targets += time.monotonic() - asked
-        return self.losses_against(loaded, targets)
+    def state(self, clock: Clock, ranks: Ranks) -> dict[str, Any]:
+        """Return what a checkpoint keeps to go on within the epoch, summed over processes."""
+        sums: dict[str, float] = defaultdict(float)
+        for mine in exchange(ranks, {name: float(value) for name, value in self.sums.items()}):
+            for name, value in mine.items():
+                sums[name] += value
+        return {"steps": self.steps, "images": self.images, "sums": dict(sums), "seconds": clock.seconds()}
 
-    def losses_against(self, loaded: LoadedBatch, targets: TeacherTargets | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses of a batch against given teacher targets."""
-        batch: Batch = loaded.batch.to(self.device, non_blocking=True)
-        keys = zip(loaded.keys, batch.ids, strict=True)
-        self.student.seed_sampling(
-            [stream_seed(self.config.seed, "sampling", k.epoch, image_id) for k, image_id in keys]
-        )
-        output = self.student(batch.images_float(), list(batch.targets))
-        assert isinstance(output, StudentOutput)
-        loss: tuple[Tensor, dict[str, Tensor]] = self.objective(output, targets)
-        return loss
-
-    def checkpoint(self, epoch: int, history: list[dict[str, Any]], *, resumable: bool) -> Checkpoint:
-        """Return the run's state after an epoch; without training state where it need not be resumed."""
-        training = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return Checkpoint(
-            config=self.config,
-            student=self.student.state_dict(),
-            epoch=epoch,
-            step=self.step,
-            history=history,
-            targets={"source": "none"} if self.source is None else self.source.record(),
-            training=training if resumable else None,
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Put the run back to a checkpoint of the same configuration and targets.
-
-        Raises CheckpointError naming what differs.
-        """
-        mine = {"source": "none"} if self.source is None else self.source.record()
-        refuse_other_targets(checkpoint.targets, mine)
-        if checkpoint.training is None:
-            raise CheckpointError(f"{LATEST} holds no training state", hint="start a new run with another --run-name")
-        self.student.load_state_dict(checkpoint.student)
-        self.objective.load_state_dict(checkpoint.training["objective"])
-        self.optimizer.load_state_dict(checkpoint.training["optimizer"])
-        self.step = checkpoint.step
-
-    def _modules(self) -> tuple[Student, Objective]:
-        return self.student, self.objective
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """Return the mean of every loss over the epoch's images."""
+        found = self.state(Clock(), ranks)
+        # Every process has the same gradient norm; all else are shares that add up.
+        found["sums"]["gradient_norm"] /= ranks.size
+        return {name: value / found["images"] for name, value in found["sums"].items()}
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     """Run (or resume) a training run and return the content of its `result.json`.
 
-    Raises UsageError, DatasetError, TrainingError, StoreError or CheckpointError; the last epoch's checkpoint stays.
+    Raises UsageError, DatasetError, TrainingError, StoreError or CheckpointError; KeyboardInterrupt where it was
+    interrupted, once a checkpoint to resume from was written.
     """
     config = config.resolved()
-    device = choose_device(config.device)
-    if not resume:
-        refuse_taken_name(config)
-    latest = find_resumable(config) if resume else None
-    records = read_voc(config.voc_root, config.voc_sets, config.limit)
-    val_records = read_voc(config.voc_root, config.val_sets)
-    test_records = read_voc(config.voc_root, config.test_sets) if config.test_sets else []
-    trainer = Trainer(config, records, device, target_source(as_chosen(config, latest), records, device))
-    if latest is not None:
-        trainer.restore(latest)
-    for path in (config.run_dir, config.checkpoint_dir):
-        path.mkdir(parents=True, exist_ok=True)
-    say(f"run {config.run_name}: {len(records)} images, {trainer.total_steps} steps on {device}")
-    return _Run(trainer, val_records, test_records, [] if latest is None else list(latest.history)).finish()
+    device = choose_device(local_device(config.device))
+    with joined_ranks(gradients_on=device.type) as ranks:
+        if not resume:
+            refuse_taken_name(config)
+        latest = find_resumable(config) if resume else None
+        records = read_voc(config.voc_root, config.voc_sets, config.limit)
+        val_records = read_voc(config.voc_root, config.val_sets)
+        test_records = read_voc(config.voc_root, config.test_sets) if config.test_sets else []
+        source = target_source(as_chosen(config, latest), records, device)
+        trainer = Trainer(config, records, device, source, ranks)
+        if latest is not None:
+            trainer.restore(latest)
+        exchange(ranks, None)  # nobody writes before all have read
+        for path in (config.run_dir, config.checkpoint_dir):
+            path.mkdir(parents=True, exist_ok=True)
+        of = f" of {ranks.size} processes" if ranks.size > 1 else ""
+        say(f"run {config.run_name}: {len(records)} images, {trainer.total_steps} steps on {device}{of}")
+        return _Run(trainer, val_records, test_records, latest).finish()
 
 
 class _Run:
@@ -224,55 +108,142 @@ class _Run:
         trainer: Trainer,
         val_records: list[ImageRecord],
         test_records: list[ImageRecord],
-        history: list[dict[str, Any]],
+        latest: Checkpoint | None,
     ) -> None:
         self._trainer = trainer
         self._config = trainer.config
+        self._ranks = trainer.ranks
         self._val_records = val_records
         self._test_records = test_records
-        self._history = history
+        self._history: list[dict[str, Any]] = [] if latest is None else list(latest.history)
+        training = {} if latest is None else latest.training or {}
+        self._partial: dict[str, Any] | None = training.get("partial")
+        self._interruption = Interruption()
 
     def finish(self) -> dict[str, Any]:
         config, trainer = self._config, self._trainer
-        with Recorder(config, trainer.step, self._history) as recorder:
-            loader = trainer.loader()
+        recorder = Recorder(config, trainer.step, self._history) if self._ranks.rank == 0 else SilentRecorder()
+        with recorder, self._interruption.deferred():
+            loader = training_loader(trainer)
             for epoch in range(len(self._history), config.recipe.epochs):
                 self._run_epoch(loader, epoch, recorder)
             result = self._result()
             recorder.result(result)
         return result
 
-    def _run_epoch(self, loader: BatchLoader[Any, Any, LoadedBatch], epoch: int, recorder: Recorder) -> None:
+    def _run_epoch(self, loader: Loader, epoch: int, recorder: Recorder | SilentRecorder) -> None:
         config, trainer = self._config, self._trainer
-        losses = trainer.run_epoch(loader, epoch, recorder)
+        done = self._train_epoch(loader, epoch, recorder)
+        losses = done.means(self._ranks)
+        seconds = trainer.clock.seconds()
         metrics: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": trainer.step,
             "losses": losses,
-            "seconds": trainer.clock.seconds(),
+            "seconds": seconds,
             "val": None,
         }
         if config.evaluate == "every-epoch" or epoch + 1 == config.recipe.epochs:
+            # Before what may take long: a kill while the images are scored costs no training.
+            self._save(epoch, done.state(trainer.clock, self._ranks))
             metrics["val"] = self._score(self._val_records, "validating").to_json()
             recorder.scalars({"val/mAP": metrics["val"]["mAP"] or 0.0}, trainer.step)
             recorder.scalars(
                 {f"val/AP@{iou}": ap or 0.0 for iou, ap in metrics["val"]["per_iou"].items()}, trainer.step
             )
         recorder.scalars({f"epoch/{name}": value for name, value in losses.items()}, trainer.step)
+        recorder.scalars({f"seconds/{name}": value for name, value in seconds.items()}, trainer.step)
         self._history.append(metrics)
         recorder.epoch(metrics)
-        say(_epoch_line(metrics, config.recipe.epochs))
-        folder = config.checkpoint_dir
+        rate = done.images / max(seconds["training"], 1e-9)
+        recorder.scalars({"epoch/images_per_second": rate}, trainer.step)
+        say(f"{_epoch_line(metrics, config.recipe.epochs)}; {rate:.1f} images/s")
         # The best one first: a kill in between repeats this epoch, where the other way round it would stay unsaved.
-        if metrics["val"] is not None and best_epoch(self._history) == epoch + 1:
-            save_checkpoint(folder / BEST, trainer.checkpoint(epoch + 1, self._history, resumable=False))
-        save_checkpoint(folder / LATEST, trainer.checkpoint(epoch + 1, self._history, resumable=True))
-        link_latest(config.checkpoints_dir, folder / LATEST)
+        if self._ranks.rank == 0 and metrics["val"] is not None and best_epoch(self._history) == epoch + 1:
+            best = trainer.checkpoint(epoch + 1, self._history, resumable=False)
+            save_checkpoint(config.checkpoint_dir / BEST, best)
+        self._save(epoch + 1, None)
 
-    def _score(self, records: list[ImageRecord], what: str) -> EvaluationResult:
+    def _save(self, epochs: int, partial: dict[str, Any] | None) -> None:
+        if self._ranks.rank == 0:
+            checkpoint = self._trainer.checkpoint(epochs, self._history, resumable=True, partial=partial)
+            save_checkpoint(self._config.checkpoint_dir / LATEST, checkpoint)
+            link_latest(self._config.checkpoints_dir, self._config.checkpoint_dir / LATEST)
+
+    def _begin(self, epoch: int) -> Epoch:
+        """Return the epoch as far as it has been run: nothing, or what the checkpoint knows of it."""
+        trainer, partial = self._trainer, self._partial
+        self._partial = None
+        trainer.batches.epoch = epoch
+        trainer.batches.first_step = 0
+        trainer.clock = Clock()
+        done = Epoch()
+        if partial is not None:
+            trainer.batches.first_step = done.steps = partial["steps"]
+            done.images = partial["images"]
+            seconds = partial["seconds"]
+            trainer.clock = Clock(seconds["training"], seconds["data_wait"], seconds["targets"])
+            if self._ranks.rank == 0:  # the sums are those of all processes
+                done.sums = {n: torch.tensor(value, dtype=torch.float64) for n, value in partial["sums"].items()}
+        return done
+
+    def _train_epoch(self, loader: Loader, epoch: int, recorder: Recorder | SilentRecorder) -> Epoch:
+        """Take the epoch's steps (epoch: counted from 0).
+
+        Raises TrainingError for a loss or a gradient that is not finite, KeyboardInterrupt between two steps.
+        """
+        trainer = self._trainer
+        done = self._begin(epoch)
+        clock = trainer.clock
+        steps = trainer.batches.steps()
+        following = nullcontext() if trainer.source is None else trainer.source.following(list(trainer.batches))
+        what, total = f"epoch {epoch + 1}/{self._config.recipe.epochs}", sum(images for images, _ in steps)
+        start, before = time.monotonic(), clock.total
+        with following, progress(what, max(1, total)) as tick:
+            loaded = iter(loader)
+            for images, parts in steps:
+                waited = time.monotonic()
+                batches = [next(loaded) if part else None for part in parts]
+                clock.data_wait += time.monotonic() - waited
+                losses = trainer.run_step(batches, images)
+                done.add(losses, images)
+                clock.total = before + time.monotonic() - start
+                if (trainer.step - 1) % self._config.report_steps == 0:
+                    self._report(losses, recorder)
+                tick(images, self._note(losses, clock))
+                self._between_steps(epoch, done, len(trainer.batches))
+        trainer.batches.first_step = 0
+        return done
+
+    def _between_steps(self, epoch: int, done: Epoch, steps_of_epoch: int) -> None:
+        """Save what is due, and end here where the run was interrupted: on all processes at the same step."""
+        every = self._config.checkpoint_steps
+        interrupted = any(exchange(self._ranks, self._interruption.requested))
+        if interrupted or (every is not None and self._trainer.step % every == 0 and done.steps < steps_of_epoch):
+            self._save(epoch, done.state(self._trainer.clock, self._ranks))
+        if interrupted:
+            say(f"saved at step {self._trainer.step}: --resume goes on from there")
+            raise KeyboardInterrupt
+
+    def _note(self, losses: dict[str, Tensor], clock: Clock) -> str:
+        shown = f"loss {float(losses['total']):.3f}" if "total" in losses else ""
+        return f"{shown}, waiting {100 * clock.data_wait / max(clock.total, 1e-9):.0f} %"
+
+    def _report(self, losses: dict[str, Tensor], recorder: Recorder | SilentRecorder) -> None:
+        trainer = self._trainer
+        gathered = exchange(self._ranks, {name: float(value) for name, value in losses.items()})
+        total = {name: sum(found.get(name, 0.0) for found in gathered) for name in gathered[0]}
+        total["gradient_norm"] = gathered[0]["gradient_norm"]
+        recorder.scalars({f"loss/{name}": value for name, value in total.items()}, trainer.step)
+        recorder.scalars({"optimisation/learning_rate": trainer.optimizer.param_groups[0]["lr"]}, trainer.step)
+        recorder.scalars(trainer.report, trainer.step)
+
+    def _score(self, records: Sequence[ImageRecord], what: str, student: Student | None = None) -> EvaluationResult:
         trainer = self._trainer
         workers = training_workers(self._config.workers, trainer.device)
-        return score_student(trainer.student, records, trainer.device, workers=workers, what=what)
+        return score_student(
+            student or trainer.scored, records, trainer.device, workers=workers, what=what, ranks=self._ranks
+        )
 
     def _result(self) -> dict[str, Any]:
         config, trainer = self._config, self._trainer
@@ -281,12 +252,9 @@ class _Run:
         test = None
         if self._test_records:
             test = {"last": self._score(self._test_records, "testing").to_json()}
+            exchange(self._ranks, None)  # until the first process has written the best
             student = load_checkpoint(config.checkpoint_dir / BEST).build_student(trainer.device)
-            workers = training_workers(config.workers, trainer.device)
-            scored = score_student(
-                student, self._test_records, trainer.device, workers=workers, what="testing the best"
-            )
-            test["best"] = scored.to_json()
+            test["best"] = self._score(self._test_records, "testing the best", student).to_json()
         return {
             "run_name": config.run_name,
             "config": config.model_dump(mode="json"),
@@ -294,6 +262,7 @@ class _Run:
             "images": {"train": len(trainer.records), "val": len(self._val_records), "test": len(self._test_records)},
             "epochs": config.recipe.epochs,
             "steps": trainer.step,
+            "processes": self._ranks.size,
             "last": self._history[-1],
             "best": self._history[best - 1],
             "test": test,
@@ -306,6 +275,20 @@ class _Run:
         }
 
 
+def training_loader(trainer: Trainer) -> Loader:
+    """Return the loader of what this process takes of a run's steps, in parts; it follows `trainer.batches`."""
+    config, source = trainer.config, trainer.source
+    images = TrainingImages(
+        trainer.records,
+        seed=config.seed,
+        jitter_strength=config.recipe.jitter,
+        teacher_inputs=() if source is None else source.teacher_inputs,
+        digests=None if source is None or source.digests is None else dict(source.digests),
+    )
+    workers = training_workers(config.workers, trainer.device)
+    return load_batches(images.load, trainer.batches, collate_loaded, workers=workers, device=trainer.device)
+
+
 def target_source(config: TrainConfig, records: list[ImageRecord], device: torch.device) -> TargetSource | None:
     """Return where the run's teacher targets come from; None for the baseline."""
     distillation = config.distillation
@@ -313,9 +296,8 @@ def target_source(config: TrainConfig, records: list[ImageRecord], device: torch
         return None
     if distillation.source == "store":
         return StoredTargets(distillation, records, views_drawn(config.recipe.flip), device, config.residency)
-    teachers = build_teachers(
-        distillation.teachers, TeacherChoices(distillation.weights, distillation.untrained), device
-    )
+    choices = TeacherChoices(distillation.weights, distillation.untrained)
+    teachers = build_teachers(distillation.teachers, choices, device)
     return LiveTargets(teachers, distillation, records, device)
 
 
@@ -334,7 +316,7 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
 
 def _epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     losses = metrics["losses"]
-    shown = [f"{name} {losses[name]:.3f}" for name in ("detection", "feature", "logit") if name in losses]
+    shown = [f"{name} {losses[name]:.3f}" for name in ("detection", "feature", "logit", "region") if name in losses]
     text = f"epoch {metrics['epoch']}/{epochs}: {', '.join(shown)}"
     val = metrics["val"]
     if val is not None and val["mAP"] is not None:

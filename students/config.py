@@ -18,12 +18,12 @@ TIMM_PREFIX = "timm:"
 class StudentConfig(BaseModel):
     """Everything `build_student` needs. Two equal configs build the same architecture."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     backbone: str = "resnet18"
-    """`resnet18`, `mobilenet_v3_small`, `vit_tiny`, or `timm:NAME` for any timm model whose maps fit the frame."""
+    """`resnet18`, `mobilenet_v3_small`, `vit_tiny` or `timm:NAME`, any timm model whose maps fit the frame."""
     backbone_weights: str = Field(default="imagenet", min_length=1)
-    """`imagenet` (timm's own, from the hub or its cache), `none` (random), or the path of a timm state dict."""
+    """`imagenet` (timm's own), `none` (random), or the file of a timm state dict."""
     norms: Literal["auto", "frozen", "trained"] = "auto"
     """Batch norms of the backbone; `auto` freezes them with pretrained weights, trains them with random ones."""
     # Sizes of a light student, not torchvision's (256 channels, 512 of 2,000 proposals, 1,000 when evaluating): a

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign
 
 from data.geometry import FRAME_SIZE
@@ -28,6 +29,10 @@ from .neck import LEVELS, build_neck
 from .sampling import SeededSampler
 
 Detections = list[dict[str, Tensor]]
+# Divided by the anchors drawn; the box head's are divided by the proposals drawn.
+RPN_LOSSES = ("loss_objectness", "loss_rpn_box_reg")
+DETECTION_LOSSES = (*RPN_LOSSES, "loss_classifier", "loss_box_reg")
+STRIDE_16 = LEVELS[1]
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,21 @@ class StudentOutput:
     """What one training step of a student gives.
 
     losses: `loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`, `loss_box_reg`, scalars.
+    normalisers: by what each loss was divided: anchors or proposals drawn, over all images of the step.
     features: [B, C16, 30, 30], the backbone's stride-16 map, before the neck; cell (i, j) covers rows 16i..16i+15,
-    columns 16j..16j+15 of the frame.
+    columns 16j..16j+15 of the frame.  neck_features: [B, neck_width, 30, 30], the pyramid's level of that stride.
     logits: [B, 20], image-level, before any softmax or sigmoid; column k is label k + 1.
+    proposals: [n, 4] xyxy in frame px of each image, those the box head was trained on.  class_logits: [Σn, 21], what
+    it says of them, background first.
     """
 
     losses: dict[str, Tensor]
+    normalisers: dict[str, int]
     features: Tensor
+    neck_features: Tensor
     logits: Tensor
+    proposals: list[Tensor]
+    class_logits: Tensor
 
 
 class PyramidBackbone(nn.Module):
@@ -68,6 +80,7 @@ class Student(nn.Module):
         self.config = config
         body = build_backbone(config)
         self.feature_channels = body.channels[body.feature_index]
+        self.neck_channels = config.neck_width
         self.detector = _build_detector(body, config)
         # Image-level: the mean of the deepest map, then one layer, as the backbone's own classifier would do it.
         self.logit_head = nn.Linear(body.channels[-1], NUM_CLASSES - 1)
@@ -103,12 +116,23 @@ class Student(nn.Module):
         # Boxes take the dtype of the pyramid, and bfloat16 is 2 px coarse at 480: the heads compute in float32.
         with torch.autocast(images.device.type, enabled=False):
             pyramid = OrderedDict((name, level.float()) for name, level in pyramid.items())
-            detections, losses = self._detect(images, pyramid, targets)
-        if not self.training:
-            return detections
+            frames = ImageList(images, [FRAME_SIZE] * len(images))
+            if not self.training:
+                return self._detect(frames, pyramid)
+            assert targets is not None
+            losses, proposals, class_logits = self._losses(frames, pyramid, targets)
+        num_anchors, num_proposals = (sampler.num_drawn for sampler in self._samplers)
         self.seed_sampling(())  # a stream serves one step: forgetting to seed the next must not repeat this one
         features, logits = self._distillation_maps(maps)
-        return StudentOutput(losses, features, logits)
+        return StudentOutput(
+            losses=losses,
+            normalisers={name: num_anchors if name in RPN_LOSSES else num_proposals for name in losses},
+            features=features,
+            neck_features=pyramid[STRIDE_16],
+            logits=logits,
+            proposals=proposals,
+            class_logits=class_logits,
+        )
 
     def distillation_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [B, C16, 30, 30] and logits [B, 20] as in `StudentOutput`, in either mode.
@@ -117,15 +141,23 @@ class Student(nn.Module):
         """
         return self._distillation_maps(self._maps(images))
 
-    def _detect(
-        self, images: Tensor, pyramid: OrderedDict[str, Tensor], targets: Sequence[dict[str, Tensor]] | None
-    ) -> tuple[Detections, dict[str, Tensor]]:
-        """Return detections (evaluation, else empty) and losses (training, else empty)."""
-        targets = targets if self.training else None
-        frames = ImageList(images, [FRAME_SIZE] * len(images))
-        proposals, rpn_losses = self.detector.rpn(frames, pyramid, targets)
-        detections, roi_losses = self.detector.roi_heads(pyramid, proposals, frames.image_sizes, targets)
-        return detections, {**rpn_losses, **roi_losses}
+    def _detect(self, frames: ImageList, pyramid: OrderedDict[str, Tensor]) -> Detections:
+        proposals, _ = self.detector.rpn(frames, pyramid)
+        detections: Detections = self.detector.roi_heads(pyramid, proposals, frames.image_sizes)[0]
+        return detections
+
+    def _losses(
+        self, frames: ImageList, pyramid: OrderedDict[str, Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
+        """Return the losses by name, the proposals that the box head is trained on, and its class scores of these."""
+        proposals, losses = self.detector.rpn(frames, pyramid, targets)
+        heads = self.detector.roi_heads
+        # As torchvision's own forward does it, which keeps the scores to itself.
+        proposals, _, labels, regression_targets = heads.select_training_samples(proposals, targets)
+        pooled = heads.box_roi_pool(pyramid, proposals, frames.image_sizes)
+        class_logits, box_regression = heads.box_predictor(heads.box_head(pooled))
+        classifier, box = fastrcnn_loss(class_logits, box_regression, labels, regression_targets)
+        return {**losses, "loss_classifier": classifier, "loss_box_reg": box}, proposals, class_logits
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *FRAME_SIZE) or not images.is_floating_point():

@@ -17,6 +17,8 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]  # t
     """
 
     generators: Sequence[torch.Generator] = ()
+    num_drawn: int = 0
+    """Anchors or proposals drawn by the last call, over all its images: what the losses are divided by."""
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each image the masks of its drawn positives and negatives, [n] uint8 each.
@@ -24,13 +26,16 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]  # t
         matched_idxs: for each image [n]; ≥ 1 is positive, 0 negative, < 0 never drawn.
         """
         positives, negatives = [], []
+        drawn = 0
         for matched, generator in zip(matched_idxs, self.generators, strict=True):
             positive = torch.where(matched >= 1)[0]
             negative = torch.where(matched == 0)[0]
             num_positive = min(len(positive), int(self.batch_size_per_image * self.positive_fraction))
             num_negative = min(len(negative), self.batch_size_per_image - num_positive)
+            drawn += num_positive + num_negative
             positives.append(_mask_of(positive, num_positive, matched, generator))
             negatives.append(_mask_of(negative, num_negative, matched, generator))
+        self.num_drawn = drawn
         return positives, negatives
 
 

@@ -17,7 +17,7 @@ from pipeline.config import Distillation, Recipe, Residency, TrainConfig
 from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded
 from pipeline.extract import ExtractConfig
 from pipeline.stored_targets import StoredTargets
-from pipeline.train import Trainer
+from pipeline.trainer import Trainer
 from students.config import StudentConfig
 from students.detector import Student, build_student
 
@@ -119,10 +119,10 @@ def stop_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, after_steps: int 
     """Stop training in an epoch (from 1), after so many of its steps."""
     run_step = Trainer.run_step
 
-    def step(self: Trainer, loaded: LoadedBatch) -> dict[str, Tensor]:
+    def step(self: Trainer, parts: Sequence[LoadedBatch | None], num_images: int) -> dict[str, Tensor]:
         if self.step == (epoch - 1) * len(self.batches) + after_steps:
             raise PulledPlugError
-        return run_step(self, loaded)
+        return run_step(self, parts, num_images)
 
     monkeypatch.setattr(Trainer, "run_step", step)
 

@@ -116,9 +116,9 @@ class TestBuffers:
 
         monkeypatch.setattr(SelectedArray, "gather", gather)
         keys = batches_of(records)[0]
-        buffers.fill(arrays, keys)
+        buffers.fill(arrays, keys, [key.index for key in keys])
         buffers.on(CPU, len(keys))
-        buffers.fill(arrays, keys)
+        buffers.fill(arrays, keys, [key.index for key in keys])
         assert done == ["waited", "filled", "filled", "copied", "waited", "filled", "filled"]
 
     def test_no_more_batches_are_gathered_than_there_is_room_for(

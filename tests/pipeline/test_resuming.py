@@ -10,7 +10,7 @@ import features.tiny
 import pipeline.train
 from cache.reader import TeacherStore
 from data.errors import CheckpointError
-from pipeline.checkpoint import BEST, LATEST, load_checkpoint
+from pipeline.checkpoint import BEST, LATEST, Checkpoint, load_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.extract import extract
 from pipeline.train import train
@@ -83,8 +83,9 @@ class TestResuming:
         """A kill between an epoch's line in metrics.jsonl and its checkpoint."""
         config = run_of(devkit, store, tmp_path)
 
-        def die(*_: Any) -> None:
-            raise PulledPlugError
+        def die(path: Path, checkpoint: Checkpoint) -> None:
+            if checkpoint.training is None or checkpoint.training["partial"] is None:
+                raise PulledPlugError
 
         with monkeypatch.context() as patched:
             patched.setattr(pipeline.train, "save_checkpoint", die)

@@ -13,7 +13,8 @@ from pipeline.checkpoint import BEST, LATEST, load_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.evaluate import detect
 from pipeline.recorder import Recorder
-from pipeline.train import Trainer, train
+from pipeline.train import train
+from pipeline.trainer import Trainer
 from tests.pipeline.small_runs import PulledPlugError, from_store, small_run, stop_in_epoch, weights_of
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from pipeline.dataset import LoadedBatch
 from pipeline.extract import extract
 from pipeline.stored_targets import StoredTargets
 from pipeline.targets import TeacherTargets
-from pipeline.train import Trainer, best_epoch, train
+from pipeline.train import best_epoch, train, training_loader
+from pipeline.trainer import Trainer
 from students.detector import Student
 from tests.data.tiny_devkit import TinyDevkit
 from tests.pipeline.small_runs import (
@@ -103,7 +104,7 @@ class TestArmsArePaired:
             config = small_run(devkit, Path("unused"), recipe={"batch_size": batch_size}).resolved()
             trainer = Trainer(config, records[:6], CPU, None)
             seeds_by_id.append({})
-            for loaded in trainer.loader():
+            for loaded in training_loader(trainer):
                 with pytest.raises(PulledPlugError):
                     trainer.losses_against(loaded, None)
                 seeds_by_id[-1].update(zip(loaded.batch.ids, given, strict=True))

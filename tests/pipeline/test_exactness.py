@@ -1,0 +1,182 @@
+"""A run that is killed at any step, or interrupted, ends as one that was not: the same losses, weights and averages."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.checkpoint import BEST, LATEST, load_checkpoint
+from pipeline.config import TrainConfig
+from pipeline.dataset import LoadedBatch
+from pipeline.train import train
+from pipeline.trainer import Trainer
+from tests.pipeline.small_runs import (
+    PulledPlugError,
+    equal,
+    from_store,
+    small_run,
+    weights_of,
+    without_seconds,
+)
+
+ROOT = Path(__file__).parents[2]
+# Six steps: three an epoch of two images each, with all that has state: average, masks, weights that are found.
+RECIPE = {"epochs": 2, "batch_size": 2, "jitter": 0.2, "ema": 0.9}
+DISTILLATION = {"feature_loss": "mgd", "kd_weight": "auto", "logit_loss": "binary"}
+
+
+def run_of(devkit: Path, store: Path, folder: Path, **changes: Any) -> TrainConfig:
+    distillation = from_store(store, **DISTILLATION)
+    settings = {"recipe": RECIPE, "limit": 6, "distillation": distillation, "report_steps": 2, "evaluate": "final-only"}
+    return small_run(devkit, folder, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(devkit: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
+    config = run_of(devkit, store, tmp_path_factory.mktemp("whole"))
+    return config, train(config)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    run_step = Trainer.run_step
+
+    def killed(self: Trainer, parts: Sequence[LoadedBatch | None], num_images: int) -> dict[str, Tensor]:
+        if self.step == step:
+            raise PulledPlugError
+        return run_step(self, parts, num_images)
+
+    monkeypatch.setattr(Trainer, "run_step", killed)
+
+
+def assert_same(config: TrainConfig, result: dict[str, Any], whole: tuple[TrainConfig, dict[str, Any]]) -> None:
+    for name in (LATEST, BEST):
+        assert equal(weights_of(config, name), weights_of(whole[0], name))
+    mine, theirs = (load_checkpoint(c.checkpoint_dir / LATEST).training for c in (config, whole[0]))
+    assert mine is not None
+    assert theirs is not None
+    assert equal(mine["objective"], theirs["objective"])
+    assert equal(mine["ema"], theirs["ema"])
+    for key in ("last", "best", "steps"):
+        assert without_seconds(result[key]) == without_seconds(whole[1][key])
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_a_run_killed_within_an_epoch_goes_on_from_its_last_saved_step(
+    devkit: Path, store: Path, tmp_path: Path, whole: Any, step: int
+) -> None:
+    config = run_of(devkit, store, tmp_path, checkpoint_steps=1)
+    with pytest.MonkeyPatch.context() as patched:
+        kill_at(patched, step)
+        with pytest.raises(PulledPlugError):
+            train(config)
+    saved = load_checkpoint(config.checkpoint_dir / LATEST)
+    assert saved.step == step
+    torch.manual_seed(step)  # nothing may come from the state that another process happens to be in
+    assert_same(config, train(config, resume=True), whole)
+
+
+@pytest.mark.slow
+def test_kills_at_twenty_random_steps_change_nothing(devkit: Path, store: Path, tmp_path: Path, whole: Any) -> None:
+    """Every run is killed again and again, with a checkpoint every second step."""
+    rng = random.Random(5)
+    kills = 0
+    while kills < 20:
+        config = run_of(devkit, store, tmp_path / str(kills), checkpoint_steps=2)
+        resume, result = False, None
+        while result is None:
+            with pytest.MonkeyPatch.context() as patched:
+                kill_at(patched, rng.randrange(0, 9))
+                try:
+                    result = train(config, resume=resume)
+                except PulledPlugError:
+                    kills += 1
+            resume = True
+        assert_same(config, result, whole)
+
+
+def test_an_interrupted_run_saves_its_step_and_exits_130(devkit: Path, store: Path, tmp_path: Path) -> None:
+    """Ctrl-C to the whole group of processes, as a terminal sends it; then --resume."""
+    common = [
+        sys.executable, "cli.py", "train", "--voc-root", str(devkit), "--limit", "6", "--epochs", "3",
+        "--batch-size", "2", "--backbone", "mobilenet_v3_small", "--backbone-weights", "none", "--cached-teachers",
+        str(store), "--device", "cpu", "--eval-final-only", "--workers", "1",
+    ]  # fmt: skip
+
+    def places(name: str) -> list[str]:
+        folder = tmp_path / name
+        return ["--run-name", "r", "--runs-dir", str(folder / "runs"), "--checkpoints-dir", str(folder / "checkpoints")]
+
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    job = subprocess.Popen(
+        [*common, *places("a")], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    )
+    latest = tmp_path / "a/checkpoints/r/student_latest.pth"
+    deadline = time.monotonic() + 100
+    while not latest.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGINT)
+    _, err = job.communicate(timeout=100)
+    assert job.returncode == 130, err
+    assert "Traceback" not in err
+    assert "saved at step" in err
+    saved = load_checkpoint(latest)
+    assert 3 <= saved.step < 9
+    done = subprocess.run([*common, *places("a"), "--resume"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    left_alone = subprocess.run([*common, *places("b")], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert left_alone.returncode == 0, left_alone.stderr
+    results = [json.loads((tmp_path / name / "runs/r/result.json").read_text()) for name in "ab"]
+    assert without_seconds(results[0]["last"]) == without_seconds(results[1]["last"])
+    paths = [tmp_path / name / "checkpoints/r/student_latest.pth" for name in "ab"]
+    assert equal(*(load_checkpoint(path).student for path in paths))
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(devkit: Path, store: Path, tmp_path: Path) -> None:
+    """With frozen norms, whose statistics do not look at the batch, to rounding."""
+    student = small_run(devkit, tmp_path).student.model_copy(update={"norms": "frozen"})
+    runs = []
+    for parts in (1, 2, 3):
+        config = small_run(
+            devkit, tmp_path / str(parts), recipe={"batch_size": 3, "accumulate": parts}, limit=6, student=student,
+            distillation=from_store(store),
+        )  # fmt: skip
+        runs.append((train(config)["last"]["losses"], weights_of(config)))
+    for losses, weights in runs[1:]:
+        for name, value in runs[0][0].items():
+            assert losses[name] == pytest.approx(value, rel=2e-3), name
+        for name, expected in runs[0][1].items():
+            torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_average_is_that_of_the_weights_after_every_step(
+    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_step = Trainer.run_step
+    seen: list[Tensor] = []
+
+    def remembered(self: Trainer, parts: Sequence[LoadedBatch | None], num_images: int) -> dict[str, Tensor]:
+        done = run_step(self, parts, num_images)
+        seen.append(self.student.logit_head.weight.detach().clone())
+        return done
+
+    name = "logit_head.weight"
+    monkeypatch.setattr(Trainer, "run_step", remembered)
+    config = small_run(devkit, tmp_path, recipe={"ema": 0.75, "batch_size": 1}, limit=4)
+    train(config)
+    average = seen[0].double()
+    for weight in seen[1:]:
+        average = 0.75 * average + 0.25 * weight.double()
+    torch.testing.assert_close(weights_of(config, BEST)[name].double(), average, rtol=1e-5, atol=1e-7)
+    assert torch.equal(weights_of(config, LATEST)[name], seen[-1])
