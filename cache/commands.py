@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from cache.canonical import Json
 from cache.catalog import Catalog, StoredTeacher
+from cache.image_arrays import is_image_store, training_command
 from data.geometry import VIEWS
 
 _EXTRACT = ("python", "cli.py", "extract-teachers")
@@ -21,8 +22,10 @@ def writing_command(catalog: Catalog, teachers: Sequence[str] = ()) -> str:
 
     teachers: keys of those that are concerned, all where none is named.  Of a derived store it is the `convert-cache`
     command that made it, of relabelled teachers alone the `relabel-logits` command of the first; else
-    `extract-teachers` as the manifests imply it, where DIR stands for the devkit's folder.
+    `extract-teachers` as the manifests imply it, where DIR stands for the devkit's folder; of an image store `train`.
     """
+    if is_image_store(catalog):
+        return training_command(catalog)
     stored = [teacher for key, teacher in catalog.teachers.items() if not teachers or key in teachers]
     # What is relabelled is made from what the others have: their command comes first.
     stored = [teacher for teacher in stored if relabelled_from(catalog, teacher) is None] or stored

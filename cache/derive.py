@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.catalog import Catalog, StoredTeacher, read_catalog
+from cache.image_arrays import is_image_store, training_command
 from cache.layout import OF_FEATURES, PCA, TEXT_EMBEDDINGS
 from cache.manifest import StoredArray, StoredDtype
 from cache.open_storage import find_storage
@@ -128,6 +129,11 @@ def select(catalog: Catalog, request: ConvertRequest) -> list[DerivedTeacher]:
     Raises UsageError, listing what there is, for a teacher or a view that the source lacks; for a PCA that cannot be.
     """
     path = catalog.path
+    if is_image_store(catalog):
+        raise UsageError(
+            f"{path}: an image store holds decoded images, not targets: there is nothing to convert",
+            hint=f"make one of other images or in another container: {training_command(catalog)}",
+        )
     for key in request.teachers:
         if key not in catalog.teachers:
             raise UsageError(f"{path}: no teacher {key!r} in this store (it has {', '.join(catalog.teachers)})")
@@ -161,7 +167,9 @@ def _derived(catalog: Catalog, stored: StoredTeacher, request: ConvertRequest) -
         return teacher
     if request.components is not None:
         _check_components(catalog, teacher, teacher.features.sample_shape[-1], request.components)
-    return DerivedTeacher(stored, views, request.dtype or teacher.features.dtype, request.components)
+    dtype = request.dtype or teacher.features.dtype
+    assert dtype != "uint8", "manifests allow that for images alone"
+    return DerivedTeacher(stored, views, dtype, request.components)
 
 
 def _check_components(catalog: Catalog, teacher: DerivedTeacher, channels: int, components: int) -> None:

@@ -27,7 +27,7 @@ def encode(
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of a view for a range of samples as they are stored, moments and scales computed.
 
-    outputs: [count, …] float16 or float32 by array name.  layouts: all arrays of the view.
+    outputs: [count, …] float16 or float32 by array name; images uint8.  layouts: all arrays of the view.
 
     Raises NotStorableError; a value that float16 cannot hold becomes infinite, for the writer to refuse.
     """
@@ -78,5 +78,7 @@ def feature_moments(features: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _cast(values: NDArray[np.floating], layout: ArrayLayout) -> NDArray[np.generic]:
+    if layout.dtype == "uint8":  # as they come: a cast would wrap what is no image, where the writer refuses it
+        return values
     with np.errstate(over="ignore"):
         return values.astype(layout.numpy_dtype, copy=False)

@@ -1,6 +1,6 @@
 """Where every byte of an array lies: names, shard geometry, file sizes and the Zarr v3 metadata they imply.
 
-Axis legend: N samples, S samples a shard, Gh × Gw patch grid, C channels, K classes, D embedding width.
+Axis legend: N samples, S samples a shard, Gh × Gw patch grid, C channels, K classes, D embedding width, H × W frame.
 
 | array         | [N, …]         | stored as                                                               |
 |---------------|----------------|-------------------------------------------------------------------------|
@@ -10,6 +10,7 @@ Axis legend: N samples, S samples a shard, Gh × Gw patch grid, C channels, K cl
 | moments       | [N, 2, C]      | likewise; each sample's channel sums and sums of squares over its cells |
 | scale_channel | [N, C]         | likewise; only for int8 features                                        |
 | scale_token   | [N, Gh, Gw]    | likewise; only for int8 features                                        |
+| images        | [N, H, W, 3]   | sharded like features; uint8 RGB, the images themselves in the frame    |
 
 A teacher's constants, [K, D] `text_embeddings` and [1 + R, C] `pca` (the mean, then R components), are one chunk each.
 
@@ -46,9 +47,11 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "scale_token": ("sample", "row", "column"),
     "logits": ("sample", "class"),
     "embeddings": ("sample", "embedding"),
+    "images": ("sample", "row", "column", "rgb"),
     "features": ("sample", "row", "column", "channel"),
 }
-SHARDED = frozenset({"features"})
+IMAGES = "images"
+SHARDED = frozenset({"features", IMAGES})
 SCALES = frozenset({"scale_channel", "scale_token"})
 # Arrays that follow from the stored features of their view.
 OF_FEATURES = SCALES | {"moments"}
@@ -57,7 +60,7 @@ CONSTANT_DIMENSIONS: dict[str, tuple[str, str]] = {
     TEXT_EMBEDDINGS: ("class", "embedding"),
     PCA: ("component", "channel"),
 }
-_FILL: dict[str, Json] = {"float16": "NaN", "float32": "NaN", "int8": -128}
+_FILL: dict[str, Json] = {"float16": "NaN", "float32": "NaN", "int8": -128, "uint8": 0}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class ArrayLayout:
     """One array's geometry.
 
     path: inside the store, `dinov2_vits14/original/features`.  num_samples: N.  sample_shape: all axes but the first.
-    dtype: `float16`, `float32` or `int8`.  shard_samples: S.  dimensions: names of all axes.
+    dtype: `float16`, `float32`, `int8` or `uint8`.  shard_samples: S.  dimensions: names of all axes.
     """
 
     path: str

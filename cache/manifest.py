@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from cache.canonical import Json, digest
-from cache.layout import DIMENSIONS, OF_FEATURES, PCA, RESERVED_KEYS, SCALES, TEACHER_KEY, TEXT_EMBEDDINGS
+from cache.layout import DIMENSIONS, IMAGES, OF_FEATURES, PCA, RESERVED_KEYS, SCALES, TEACHER_KEY, TEXT_EMBEDDINGS
 from data.geometry import View
 
-StoredDtype = Literal["float16", "float32", "int8"]
+StoredDtype = Literal["float16", "float32", "int8"]  # of what teachers say
+ArrayDtype = StoredDtype | Literal["uint8"]  # the latter of images alone
 Sha256 = str
 
 
@@ -129,7 +130,7 @@ class StoredArray(_Manifest):
     """
 
     sample_shape: tuple[int, ...]
-    dtype: StoredDtype
+    dtype: ArrayDtype
     fingerprint: Sha256
     source: Sha256 | None = None
 
@@ -158,6 +159,10 @@ class ViewManifest(_Manifest):
                 raise ValueError(f"{name}: expected axes {DIMENSIONS[name][1:]}, found shape {array.sample_shape}")
             if array.dtype == "int8" and (name != "features" or not set(self.arrays) >= SCALES):
                 raise ValueError(f"{name}: only features may be int8, and only with {' and '.join(sorted(SCALES))}")
+            if (array.dtype == "uint8") != (name == IMAGES):
+                raise ValueError(f"{name}: images are uint8, and nothing else is; found {array.dtype}")
+        if IMAGES in self.arrays and (len(self.arrays) > 1 or self.arrays[IMAGES].sample_shape[-1] != 3):
+            raise ValueError(f"{IMAGES}: expected them alone in their view, with three channels")
         for name in sorted(OF_FEATURES & set(self.arrays)):
             found, expected = self.arrays[name].sample_shape, _shape_beside(name, self.arrays.get("features"))
             if found != expected:

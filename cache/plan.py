@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import DIMENSIONS, FORMAT_VERSION, PCA, TEXT_EMBEDDINGS, ArrayLayout, sample_array
+from cache.layout import DIMENSIONS, FORMAT_VERSION, IMAGES, PCA, TEXT_EMBEDDINGS, ArrayLayout, sample_array
 from cache.manifest import (
+    ArrayDtype,
     Dataset,
     PcaManifest,
     Probe,
@@ -47,9 +48,9 @@ class Derivation:
 class TeacherPlan:
     """One teacher as the store sees it.
 
-    outputs: per-sample shape by array name (`features`: (Gh, Gw, C); `logits`: (K,); `embeddings`: (D,)).
-    probe: [n] float32.  text_embeddings: [K, D] float32 of a logit teacher.  feature_dtype, batch_size: where they
-    are not those of the whole plan.
+    outputs: per-sample shape by array name (`features`: (Gh, Gw, C); `logits`: (K,); `embeddings`: (D,); `images`:
+    (H, W, 3)).  probe: [n] float32.  text_embeddings: [K, D] float32 of a logit teacher.  feature_dtype, batch_size:
+    where they are not those of the whole plan.
     """
 
     key: str
@@ -128,7 +129,7 @@ class StorePlan:
         sources = {} if teacher.derivation is None else teacher.derivation.sources.get(view, {})
         arrays = {}
         for name, shape in teacher.array_shapes(features_dtype).items():
-            dtype = features_dtype if name == "features" else "float32"
+            dtype = array_dtype(name, features_dtype)
             source = {"source": sources[name]} if name in sources else {}
             array = StoredArray(sample_shape=shape, dtype=dtype, fingerprint="", **source)
             fingerprint = array_fingerprint(root, teacher.manifest(), view, name, array, features_dtype)
@@ -137,7 +138,7 @@ class StorePlan:
         return ViewManifest(view=view, arrays=arrays, layout=layout)
 
     def features_dtype(self, teacher: TeacherPlan) -> StoredDtype:
-        """Return the stored dtype of a teacher's features; all that is small is float32."""
+        """Return the stored dtype of a teacher's features."""
         return teacher.feature_dtype or self.feature_dtype
 
     def planned_bytes(self) -> int:
@@ -146,9 +147,13 @@ class StorePlan:
         for teacher in self.teachers:
             features_dtype = self.features_dtype(teacher)
             for name, shape in teacher.array_shapes(features_dtype).items():
-                itemsize = np.dtype(features_dtype if name == "features" else "float32").itemsize
-                sample += int(np.prod(shape)) * itemsize
+                sample += int(np.prod(shape)) * np.dtype(array_dtype(name, features_dtype)).itemsize
         return sample * len(self.views) * len(self.samples)
+
+
+def array_dtype(name: str, features_dtype: StoredDtype) -> ArrayDtype:
+    """Return the stored dtype of an array: given for features, uint8 for images, float32 for all that is small."""
+    return {"features": features_dtype, IMAGES: "uint8"}.get(name, "float32")
 
 
 def constant_digest(values: NDArray[np.float32]) -> str:

@@ -12,7 +12,8 @@ from typing import Literal
 from cache.canonical import Json
 from cache.catalog import Catalog, StoredTeacher, StoredView
 from cache.commands import derivation_command, writing_command
-from cache.layout import SCALES, ArrayLayout
+from cache.image_arrays import is_image_store, removal_command
+from cache.layout import IMAGES, SCALES, ArrayLayout
 from cache.ledger import content_digest
 from cache.runs import Cost, array_fidelity, teacher_cost, teacher_map, total_cost
 from cache.training_gaps import Gap, find_gaps, num_missing
@@ -49,6 +50,7 @@ def summarise(
         "fingerprint": catalog.fingerprint,
         "frame": list(catalog.root.frame),
         "dataset": catalog.root.dataset.model_dump(mode="json"),
+        "holds": "images" if is_image_store(catalog) else "targets",
         "teachers": {key: _teacher(catalog, teacher, costs[key]) for key, teacher in catalog.teachers.items()},
         "arrays": arrays,
         "status": status,
@@ -72,6 +74,7 @@ def summarise_unreadable(store: Path, error: StoreError) -> dict[str, Json]:
         "fingerprint": None,
         "frame": None,
         "dataset": None,
+        "holds": None,
         "teachers": {},
         "arrays": [],
         "status": "corrupt",
@@ -162,7 +165,7 @@ def _closeness(
     """Return how an array compares with what the teacher put out, in bytes and in values.
 
     float32_bytes: what the committed samples would take as the teacher puts them out; of scales, which then would not
-    be there, nothing.
+    be there, nothing, nor of images.
     """
     layout, pca = view.layouts[name], teacher.manifest.pca
     shape = list(layout.sample_shape)
@@ -170,7 +173,7 @@ def _closeness(
         shape[-1] = pca.shape[1]
     fidelity = array_fidelity(catalog, layout) if name == "features" else None
     return {
-        "float32_bytes": 0 if name in SCALES else committed * prod(shape) * _FLOAT32_BYTES,
+        "float32_bytes": 0 if name in {*SCALES, IMAGES} else committed * prod(shape) * _FLOAT32_BYTES,
         "fidelity": None if fidelity is None else fidelity.model_dump(),
         "source": view.manifest.arrays[name].source,
     }
@@ -179,6 +182,9 @@ def _closeness(
 def _next_command(
     catalog: Catalog, status: Status, problems: Sequence[Problem], arrays: Sequence[dict[str, Json]]
 ) -> str | None:
+    if is_image_store(catalog):
+        again = writing_command(catalog)
+        return f"{removal_command(catalog.path)} && {again}" if status == "corrupt" else again
     if status == "complete":
         return None
     wrong = [p.array for p in problems] or [array["path"] for array in arrays if not array["complete"]]

@@ -8,6 +8,7 @@ from itertools import islice
 
 from cache.catalog import Catalog, StoredTeacher
 from cache.commands import derivation_command, relabelled_from, writing_command
+from cache.image_arrays import is_image_store
 from cache.layout import ArrayLayout
 from cache.verify import Ledger
 from data.errors import StoreError
@@ -28,7 +29,7 @@ class Gap:
 
 
 def find_gaps(catalog: Catalog, ledgers: Mapping[str, Ledger]) -> list[Gap]:
-    """Return what training with both losses and flips would miss in the whole store.
+    """Return what training with both losses and flips would miss in the whole store; of an image store, nothing else.
 
     ledgers: of every array by path.
     """
@@ -37,6 +38,8 @@ def find_gaps(catalog: Catalog, ledgers: Mapping[str, Ledger]) -> list[Gap]:
         height, width = catalog.root.frame
         problem = f"its frame is {height}×{width}, students see {FRAME_SIZE[0]}×{FRAME_SIZE[1]}"
         gaps.append(Gap(None, problem, "extract a store in that frame"))
+    if is_image_store(catalog):
+        return gaps
     having = {name: [key for key, t in catalog.teachers.items() if name in _outputs(t)] for name, _, _ in LOSSES}
     for name, option, weight in LOSSES:
         if not having[name]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cache.catalog import Catalog, StoredTeacher
-from cache.layout import ArrayLayout
+from cache.layout import IMAGES, ArrayLayout
 from cache.ledger import LedgerEntry
 from cache.reader import read_constant
 from cache.samples import samples_digest
@@ -74,7 +74,7 @@ def find_problems(
     faults = list(_shard_faults(catalog, ledgers, verify, progress))
     stray = _stray_files(faults, ledgers)
     problems += [
-        Problem(f.array, f.shard, f.found.sample, stray.get((f.array, f.shard), f.found.problem)) for f in faults
+        Problem(f.array, f.shard, f.found.sample, stray.get((f.array, f.shard)) or _told(catalog, f)) for f in faults
     ]
     return [*problems, *_samples_problems(catalog, parse=verify)]
 
@@ -162,6 +162,17 @@ def _stray_files(faults: list[_Fault], ledgers: dict[str, Ledger]) -> dict[tuple
             whose = f"shard {owner[1]}'s bytes" if owner[0] == array else f"the bytes of shard {owner[1]} of {owner[0]}"
             told[array, shard] = f"{what}: shard {shard} holds {whose}"
     return told
+
+
+def _told(catalog: Catalog, fault: _Fault) -> str:
+    """Return what is wrong, with the image's id where it is an image that is damaged."""
+    row = fault.found.sample
+    if row is None or fault.array.rpartition("/")[2] != IMAGES:
+        return fault.found.problem
+    try:
+        return f"{fault.found.problem} ({catalog.samples[row].id})"
+    except StoreError:
+        return fault.found.problem
 
 
 def _samples_problems(catalog: Catalog, *, parse: bool) -> list[Problem]:

@@ -22,6 +22,7 @@ from cache.compatibility import refuse_other_dataset, refuse_other_teacher, refu
 from cache.encoding import NotStorableError, decode, encode
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import writing
+from cache.image_arrays import refuse_mixing
 from cache.layout import ArrayLayout
 from cache.lock import exclusive
 from cache.manifest import RootManifest, TeacherParts, ViewManifest
@@ -244,7 +245,9 @@ def refuse_other_images(path: Path, plan: StorePlan) -> None:
     Reads nothing but the store's description; raises StoreCorruptError where that contradicts itself.
     """
     if find_storage(path) is not None:
-        refuse_other_dataset(read_catalog(path), plan)
+        catalog = read_catalog(path)
+        refuse_mixing(catalog, plan)
+        refuse_other_dataset(catalog, plan)
 
 
 def _checked(path: Path) -> Path:
@@ -331,6 +334,7 @@ def _create(path: Path, plan: StorePlan, builder: StoreBuilder) -> None:
 
 def _extend(path: Path, plan: StorePlan, builder: StoreBuilder) -> None:
     catalog = read_catalog(path)
+    refuse_mixing(catalog, plan)
     refuse_other_dataset(catalog, plan)
     root = catalog.root
     new_views: list[tuple[str, ViewManifest]] = []

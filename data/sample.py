@@ -42,10 +42,15 @@ def load_sample(record: ImageRecord, view: View = "original", data: bytes | None
 
 def frame_sample(record: ImageRecord, view: View, shown: Image.Image) -> Sample:
     """Return the sample of an image that was decoded before; shown: as the view shows it, at its original size."""
+    return squashed_sample(record, view, squash(shown))
+
+
+def squashed_sample(record: ImageRecord, view: View, image: NDArray[np.uint8]) -> Sample:
+    """Return the sample of an image [480, 480, 3] that was squashed before, as the view shows it."""
     return Sample(
         id=record.id,
         view=view,
-        image=squash(shown),
+        image=image,
         boxes_xyxy=boxes_to_frame(record.target.boxes_xyxy_orig, record.image_size, view),
         labels=record.target.labels,
         difficult=record.target.difficult,

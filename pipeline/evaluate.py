@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.image_arrays import StoredImages
 from cache.ranks import ALONE, Ranks, exchange
 from data.geometry import boxes_from_frame
 from data.images import decode_image
@@ -31,25 +32,35 @@ def detect(
     workers: int = 0,
     what: str = "detecting",
     ranks: Ranks = ALONE,
+    images: StoredImages | None = None,
 ) -> Detections:
     """Return a student's detections over the records, in pixels of the original images.
 
-    ranks: the processes that share the work; each gets all detections.  The student's mode is put back afterwards.
+    ranks: the processes that share the work; each gets all detections.  images: decoded ones, where they are kept.  The
+    student's mode is put back afterwards.
 
     Raises ImageError for an image that cannot be read.
     """
     mine = records[ranks.rank :: ranks.size]
-    gathered = exchange(ranks, detect_images(student, mine, device, batch_size=batch_size, workers=workers, what=what))
+    found_here = detect_images(student, mine, device, images, batch_size=batch_size, workers=workers, what=what)
+    gathered = exchange(ranks, found_here)
     found = [gathered[index % ranks.size][index // ranks.size] for index in range(len(records))]
     return Detections.from_images([record.id for record in records], found)
 
 
 def detect_images(
-    student: Student, records: Sequence[ImageRecord], device: torch.device, *, batch_size: int, workers: int, what: str
+    student: Student,
+    records: Sequence[ImageRecord],
+    device: torch.device,
+    images: StoredImages | None,
+    *,
+    batch_size: int,
+    workers: int,
+    what: str,
 ) -> list[ImageDetections]:
     """Return the detections of each record, in their order; raises as `detect`."""
     loader = load_batches(
-        TrainingImages(records).load,
+        TrainingImages(records, images=images).load,
         plain_batches(len(records), batch_size),
         collate_loaded,
         workers=workers,
@@ -79,9 +90,10 @@ def score_student(
     workers: int = 0,
     what: str = "detecting",
     ranks: Ranks = ALONE,
+    images: StoredImages | None = None,
 ) -> EvaluationResult:
     """Return a student's average precision over the records, `voc` metric."""
-    return evaluate(detect(student, records, device, workers=workers, what=what, ranks=ranks), records)
+    return evaluate(detect(student, records, device, workers=workers, what=what, ranks=ranks, images=images), records)
 
 
 def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder: Path, count: int) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from cache.catalog import Catalog
+from cache.image_arrays import is_image_store
 from cache.samples import SampleEntry
 from cache.training_gaps import Gap, listed
 from data.errors import StoreError
@@ -36,14 +37,19 @@ def find_image_gaps(catalog: Catalog, voc_root: Path, sets: Sequence[str], *, di
     named = " + ".join(sets or dataset.sets)
     gaps = []
     lacking = [image_id for image_id in ids if image_id not in stored]
+    # An image store is made by training, and made anew where it is removed.
+    made_again = (
+        "give another store (--cache-images)" if is_image_store(catalog) else "extract a store of these (--out)"
+    )
     if lacking:
         problem = f"{len(lacking):,} of {len(ids):,} images of {named} are not in the store ({listed(lacking)})"
-        gaps.append(Gap(None, problem, "train on images that the store holds, or extract a store of these (--out)"))
+        gaps.append(Gap(None, problem, f"train on images that the store holds, or {made_again}"))
     known = [stored[image_id] for image_id in ids if image_id in stored]
     changed = _changed(voc_root, known, digests)
     if changed:
-        problem = f"{len(changed):,} of {len(known):,} image files are not what the teachers saw ({listed(changed)})"
-        gaps.append(Gap(None, problem, "restore them from the devkit, or extract a store of these (--out)"))
+        seen = "was decoded" if is_image_store(catalog) else "the teachers saw"
+        problem = f"{len(changed):,} of {len(known):,} image files are not what {seen} ({listed(changed)})"
+        gaps.append(Gap(None, problem, f"restore them from the devkit, or {made_again}"))
     return gaps
 
 

@@ -22,7 +22,9 @@ def summary_table(summary: Summary) -> Group:
     """Return the summary as a person reads it."""
     parts: list[RenderableType] = [_headline(summary)]
     if summary["dataset"] is not None:
-        parts += [_facts(summary), _teachers(summary), *_logit_maps(summary), *_derived(summary)]
+        parts.append(_facts(summary))
+        if not _holds_images(summary):
+            parts += [_teachers(summary), *_logit_maps(summary), *_derived(summary)]
         parts += [_extraction(summary)] if summary["cost"] is not None else []
         parts += [Arrays(summary["arrays"]), *map(Text, _notes(summary))]
     else:
@@ -35,6 +37,8 @@ def summary_table(summary: Summary) -> Group:
 def closing_lines(summary: Summary) -> list[str]:
     """Return what training would miss, and the next command: lines that must not be wrapped, to be copied."""
     lines = []
+    if _holds_images(summary):
+        lines += ["", "An image store: decoded images for the student, no teacher's targets."]
     by_hint: dict[str, list[dict[str, Any]]] = {}
     for gap in summary["training"]:
         by_hint.setdefault(gap["hint"], []).append(gap)
@@ -43,11 +47,15 @@ def closing_lines(summary: Summary) -> list[str]:
     for hint, gaps in by_hint.items():
         lines += [f"  {gap['teacher'] + ': ' if gap['teacher'] else ''}{gap['problem']}" for gap in gaps]
         lines.append(f"    → {hint}")
-    if summary["status"] == "complete" and not by_hint:
+    if summary["status"] == "complete" and not by_hint and not _holds_images(summary):
         lines += ["", "A training run finds all that it reads: features, logits and both views."]
     if summary["next"] is not None:
         lines += ["", f"next: {summary['next']}"]
     return [printable(line) for line in lines]
+
+
+def _holds_images(summary: Summary) -> bool:
+    return bool(summary["holds"] == "images")
 
 
 def _headline(summary: Summary) -> Text:

@@ -19,6 +19,8 @@ _FREE: dict[str, Any] = {
     "device": True,
     "workers": True,
     "residency": True,
+    "cache_images": True,
+    "checkpoint_steps": True,
     "voc_root": True,
     "distillation": {"stores", "expect_fingerprints"},
 }

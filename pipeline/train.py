@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cache.image_arrays import StoredImages
 from cache.ranks import Ranks, exchange
 from data.records import ImageRecord
 from data.voc import read_voc
@@ -25,6 +26,7 @@ from pipeline.config import TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
 from pipeline.evaluate import score_student
+from pipeline.image_cache import ensure_image_store
 from pipeline.interruption import Interruption
 from pipeline.loading import BatchLoader, load_batches
 from pipeline.progress import progress, say
@@ -89,7 +91,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         val_records = read_voc(config.voc_root, config.val_sets)
         test_records = read_voc(config.voc_root, config.test_sets) if config.test_sets else []
         source = target_source(as_chosen(config, latest), records, device)
-        trainer = Trainer(config, records, device, source, ranks)
+        images = _image_store(config, [*records, *val_records], device)
+        if images is not None and source is not None and source.teacher_inputs:
+            say("live teachers need the original images: these are still decoded; the cache serves the student's")
+        trainer = Trainer(config, records, device, source, ranks, images)
         if latest is not None:
             trainer.restore(latest)
         exchange(ranks, None)  # nobody writes before all have read
@@ -240,9 +245,16 @@ class _Run:
 
     def _score(self, records: Sequence[ImageRecord], what: str, student: Student | None = None) -> EvaluationResult:
         trainer = self._trainer
+        images = trainer.images if records is self._val_records else None
         workers = training_workers(self._config.workers, trainer.device)
         return score_student(
-            student or trainer.scored, records, trainer.device, workers=workers, what=what, ranks=self._ranks
+            student or trainer.scored,
+            records,
+            trainer.device,
+            workers=workers,
+            what=what,
+            ranks=self._ranks,
+            images=images,
         )
 
     def _result(self) -> dict[str, Any]:
@@ -275,6 +287,16 @@ class _Run:
         }
 
 
+def _image_store(config: TrainConfig, records: list[ImageRecord], device: torch.device) -> StoredImages | None:
+    """Return the store of decoded images, whole; None where none was asked for."""
+    if config.cache_images is None:
+        return None
+    sets = (*config.voc_sets, *config.val_sets)
+    return ensure_image_store(
+        config.cache_images, records, sets, config.limit, training_workers(config.workers, device)
+    )
+
+
 def training_loader(trainer: Trainer) -> Loader:
     """Return the loader of what this process takes of a run's steps, in parts; it follows `trainer.batches`."""
     config, source = trainer.config, trainer.source
@@ -284,6 +306,7 @@ def training_loader(trainer: Trainer) -> Loader:
         jitter_strength=config.recipe.jitter,
         teacher_inputs=() if source is None else source.teacher_inputs,
         digests=None if source is None or source.digests is None else dict(source.digests),
+        images=trainer.images,
     )
     workers = training_workers(config.workers, trainer.device)
     return load_batches(images.load, trainer.batches, collate_loaded, workers=workers, device=trainer.device)

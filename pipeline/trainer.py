@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cache.image_arrays import StoredImages
 from cache.ranks import ALONE, Ranks
 from data.collate import Batch
 from data.errors import CheckpointError, TrainingError, UsageError
@@ -62,6 +63,7 @@ class Trainer:
     device: torch.device
     source: TargetSource | None
     ranks: Ranks = ALONE
+    images: StoredImages | None = None
     student: Student = field(init=False)
     objective: Objective = field(init=False)
     ema: AveragedModel | None = field(init=False, default=None)
@@ -96,10 +98,11 @@ class Trainer:
 
     def _refuse_idle_processes(self) -> None:
         # Its moments are those of the whole batch: a process without an image would leave the others waiting.
+        batch_size = self.config.recipe.batch_size
         if any(len(keys) < self.ranks.size * self.config.recipe.accumulate for keys in self.batches.whole()):
             raise UsageError(
                 f"--feature-loss pkd: expected an image for each of {self.ranks.size} processes in every batch and"
-                f" part, found a batch with fewer ({len(self.records)} images, batches of {self.config.recipe.batch_size})",
+                f" part, found a batch with fewer ({len(self.records)} images in batches of {batch_size})",
                 hint="choose another --batch-size, or --limit to a multiple of it",
             )
 

@@ -32,7 +32,7 @@ def test_shard_files_have_the_default_chunk_keys() -> None:
 
 
 def test_features_are_committed_last() -> None:
-    assert list(DIMENSIONS) == ["moments", "scale_channel", "scale_token", "logits", "embeddings", "features"]
+    assert list(DIMENSIONS) == ["moments", "scale_channel", "scale_token", "logits", "embeddings", "images", "features"]
 
 
 @pytest.mark.parametrize("key", ["dinov2_vits14", "a", "0", "x" * 64, "v1.2-b_c"])

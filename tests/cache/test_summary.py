@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def test_the_keys_are_those_of_the_contract(whole_store: Path) -> None:
     summary = summarise(read_catalog(whole_store), [Problem("a", 1, 2, "p")], verified=True)
     assert list(summary) == [
-        "store", "format_version", "fingerprint", "frame", "dataset", "teachers", "arrays", "status", "problems",
-        "verified", "training", "cost", "next",
+        "store", "format_version", "fingerprint", "frame", "dataset", "holds", "teachers", "arrays", "status",
+        "problems", "verified", "training", "cost", "next",
     ]  # fmt: skip
     assert {"sets", "samples"} <= set(summary["dataset"])
     assert summary["problems"] == [{"array": "a", "shard": 1, "sample": 2, "problem": "p"}]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,10 +8,11 @@ import torch
 from PIL import Image, ImageOps
 
 from data.errors import StoreStaleError
-from data.images import image_digest
+from data.images import decode_image, image_digest, squash
 from data.records import ImageRecord
 from features.registry import build_teacher
 from pipeline.dataset import EpochBatches, SampleKey, TrainingImages, collate_loaded, plain_batches
+from pipeline.image_cache import ensure_image_store
 from pipeline.loading import load_batches
 from tests.pipeline.small_runs import load
 
@@ -150,3 +153,38 @@ class TestDigests:
             images.load(SampleKey(0, "original", epoch))
         assert len(calls) == 1
         assert records[0].id in digests  # the caller's own dictionary stays whole
+
+
+class TestCachedImages:
+    def test_live_teachers_see_the_original_and_the_student_the_cache(
+        self, records: list[ImageRecord], tmp_path: Path
+    ) -> None:
+        wanted = build_teacher("tiny_dino").input
+        images = ensure_image_store(tmp_path / "images.zarr", records[:2], ("2007:train",), 2)
+        settings: dict[str, Any] = {"jitter_strength": 0.4, "teacher_inputs": (wanted,)}
+        plain = load(records[:2], ["hflip", "original"], **settings)
+        cached = load(records[:2], ["hflip", "original"], images=images, **settings)
+        assert torch.equal(cached.batch.images, plain.batch.images)
+        assert torch.equal(cached.teacher_images[wanted], plain.teacher_images[wanted])
+
+    def test_an_image_that_changed_since_is_refused_where_it_is_still_decoded(
+        self, records: list[ImageRecord], tmp_path: Path
+    ) -> None:
+        copy = replace(records[0], image_path=tmp_path / "image.jpg")
+        copy.image_path.write_bytes(records[0].image_path.read_bytes())
+        images = ensure_image_store(tmp_path / "images.zarr", [copy], ("2007:train",), 1)
+        Image.open(copy.image_path).save(copy.image_path, "JPEG", quality=30)
+        loaded = load([copy], ["original"], images=images)
+        np.testing.assert_array_equal(loaded.batch.images[0].permute(1, 2, 0), squash(decode_image(records[0])))
+        with pytest.raises(StoreStaleError, match=rf"image\.jpg: the image changed since {images.path} saw it"):
+            load([copy], ["original"], images=images, teacher_inputs=(build_teacher("tiny_dino").input,))
+
+    def test_what_the_teachers_saw_is_compared_with_what_was_decoded_at_once(
+        self, records: list[ImageRecord], tmp_path: Path
+    ) -> None:
+        images = ensure_image_store(tmp_path / "images.zarr", records[:3], ("2007:train",), 3)
+        TrainingImages(records[:3], digests=dict(images.digests), images=images)
+        with pytest.raises(
+            StoreStaleError, match=rf"{records[2].image_path}: the image changed since the teachers saw"
+        ):
+            TrainingImages(records[:3], digests={**images.digests, records[2].id: "0" * 64}, images=images)
