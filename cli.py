@@ -247,6 +247,33 @@ def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: boo
         click.echo(note, err=as_json)
 
 
+@cli.command()
+@options(
+    click.option("--checkpoint", type=PATH, required=True, help="A student's checkpoint."),
+    click.option("--out", type=PATH, required=True, help="The file to write; nothing is written over."),
+    click.option("--format", type=click.Choice(["onnx", "torch"]),
+                 help="ONNX, or a state dict for load_detector. [torch for .pth, else onnx]"),
+    click.option("--opset", type=click.IntRange(16, 20), help="ONNX opset. [17]"),
+    click.option("--check-images", type=click.IntRange(1), default=8, show_default=True, metavar="N",
+                 help="Images to compare with PyTorch on."),
+    click.option("--voc-root", type=PATH,
+                 help="Folder that holds VOC2007. [the checkpoint's; drawn images where it is not there]"),
+    click.option("--voc-set", "voc_sets", multiple=True,
+                 help="Images to compare on. [the checkpoint's validation set]"),
+)  # fmt: skip
+def export(**flags: Any) -> None:
+    """Write a student's detector alone, as ONNX or as a torch file.
+
+    Without the auxiliary head and training state. It is compared with PyTorch before it is there; exits 1, and writes
+    nothing, where it finds something else.
+    """
+    from pipeline.export import ExportRequest, export_lines
+    from pipeline.export import export as run
+
+    for line in export_lines(run(ExportRequest(**flags))):
+        click.echo(line)
+
+
 @cli.command("inspect-cache")
 @options(
     click.argument("store", type=PATH),

@@ -9,6 +9,7 @@ TeachOnceError            1  operational failure
 ├── DetectionsError       1  a detections folder or file that cannot be scored
 ├── WeightsError          1  trained weights that can neither be found here nor fetched
 ├── TeacherError          1  a teacher that cannot be built: weights that do not fit it
+├── ExportError           1  a student that cannot be exported, or whose export finds something else
 ├── TrainingError         1  training that cannot go on: non-finite loss or gradient, a checkpoint that cannot be saved
 ├── StoreWriteError       1  the store cannot be written: disk full, no permission, read-only
 │   └── StoreLockedError  1  another process is writing this store
@@ -47,6 +48,10 @@ class TeachOnceError(Exception):
 
 def _rebuild(kind: type[TeachOnceError], message: str, hint: str | None) -> TeachOnceError:
     return kind(message, hint=hint)
+
+
+class ExportError(TeachOnceError):
+    """A student cannot be exported, or the exported one finds something else."""
 
 
 class UsageError(TeachOnceError):

@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
 _silent = False
@@ -44,6 +54,14 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Tick]:
         yield _lines(what, total, unit)
 
 
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate over the last half minute."""
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Tick]:
     columns = (
@@ -52,6 +70,7 @@ def _bar(what: str, total: int) -> Iterator[Tick]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        _Rate(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:

@@ -8,9 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from pipeline.config import TrainConfig
+
+# What of the distillation TensorBoard lists beside the results.
+_KD_SETTINGS = ("alpha", "beta", "gamma", "delta", "temperature", "feature_loss", "feature_tap", "logit_loss")
 
 
 class Recorder:
@@ -38,6 +44,23 @@ class Recorder:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
+    def picture(self, name: str, image: NDArray[np.uint8], step: int) -> None:
+        """Write a picture [H, W, 3] to TensorBoard."""
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def hparams(self, config: TrainConfig, metrics: dict[str, float]) -> None:
+        """Write what the run was and came to where TensorBoard compares runs."""
+        settings = {
+            "backbone": config.student.backbone, "source": config.distillation.source, "seed": config.seed,
+            **{f"recipe/{k}": v for k, v in config.recipe.model_dump(mode="json").items() if v is not None},
+            **{f"kd/{name}": getattr(config.distillation, name) for name in _KD_SETTINGS},
+        }  # fmt: skip
+        summaries: Any = hparams
+        writer: Any = self._events.file_writer
+        for summary in summaries(settings, metrics):
+            writer.add_summary(summary)
+        self.scalars(metrics, config.recipe.epochs)
+
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Append an epoch's figures to `metrics.jsonl`."""
         with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -60,6 +83,12 @@ class SilentRecorder:
         pass
 
     def scalars(self, values: dict[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def picture(self, name: str, image: NDArray[np.uint8], step: int) -> None:
+        """Do nothing."""
+
+    def hparams(self, config: TrainConfig, metrics: dict[str, float]) -> None:
         """Do nothing."""
 
     def epoch(self, metrics: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from pipeline.loading import BatchLoader, load_batches
 from pipeline.progress import progress, say
 from pipeline.recorder import Recorder, SilentRecorder
 from pipeline.resuming import as_chosen, find_resumable, refuse_taken_name
+from pipeline.run_pictures import detection_pictures, feature_picture
 from pipeline.stored_targets import StoredTargets
 from pipeline.targets import LiveTargets, TargetSource, views_drawn
 from pipeline.teachers import TeacherChoices, build_teachers
@@ -133,6 +134,8 @@ class _Run:
             for epoch in range(len(self._history), config.recipe.epochs):
                 self._run_epoch(loader, epoch, recorder)
             result = self._result()
+            last, best = result["last"]["val"], result["best"]["val"]
+            recorder.hparams(config, {"hparam/mAP": last["mAP"] or 0.0, "hparam/best_mAP": best["mAP"] or 0.0})
             recorder.result(result)
         return result
 
@@ -156,6 +159,7 @@ class _Run:
             recorder.scalars(
                 {f"val/AP@{iou}": ap or 0.0 for iou, ap in metrics["val"]["per_iou"].items()}, trainer.step
             )
+            self._draw(recorder)
         recorder.scalars({f"epoch/{name}": value for name, value in losses.items()}, trainer.step)
         recorder.scalars({f"seconds/{name}": value for name, value in seconds.items()}, trainer.step)
         self._history.append(metrics)
@@ -168,6 +172,17 @@ class _Run:
             best = trainer.checkpoint(epoch + 1, self._history, resumable=False)
             save_checkpoint(config.checkpoint_dir / BEST, best)
         self._save(epoch + 1, None)
+
+    def _draw(self, recorder: Recorder | SilentRecorder) -> None:
+        """Show in TensorBoard what the student finds, and its map beside the teacher's."""
+        trainer = self._trainer
+        if self._ranks.rank > 0:
+            return
+        for name, image in detection_pictures(trainer.scored, self._val_records, trainer.device):
+            recorder.picture(f"detections/{name}", image, trainer.step)
+        features = feature_picture(trainer)
+        if features is not None:
+            recorder.picture("features", features, trainer.step)
 
     def _save(self, epochs: int, partial: dict[str, Any] | None) -> None:
         if self._ranks.rank == 0:

@@ -141,6 +141,14 @@ class Student(nn.Module):
         """
         return self._distillation_maps(self._maps(images))
 
+    def tapped_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features [B, C16, 30, 30] and neck_features [B, neck_width, 30, 30] as in `StudentOutput`.
+
+        images: [B, 3, 480, 480] float in [0, 1].
+        """
+        maps = self._maps(images)
+        return maps[self.detector.backbone.body.feature_index], self.detector.backbone.neck(maps)[STRIDE_16]
+
     def _detect(self, frames: ImageList, pyramid: OrderedDict[str, Tensor]) -> Detections:
         proposals, _ = self.detector.rpn(frames, pyramid)
         detections: Detections = self.detector.roi_heads(pyramid, proposals, frames.image_sizes)[0]

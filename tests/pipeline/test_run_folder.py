@@ -139,3 +139,19 @@ def test_events_of_steps_are_read_back(devkit: Path, tmp_path: Path) -> None:
         (60, 100),
         (80, 120),
     ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
+def test_tensorboard_has_pictures_and_settings(devkit: Path, store: Path, tmp_path: Path) -> None:
+    config = small_run(devkit, tmp_path, limit=2, distillation=from_store(store))
+    train(config)
+    events = EventAccumulator(str(config.run_dir), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {tag for tag in tags["images"] if tag.startswith("detections/")}
+    (picture,) = events.Images("features")
+    assert picture.width > 500
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    names = {tag.partition("/")[0] for tag in tags["scalars"]}
+    assert {"loss", "gradient", "gradient_share", "weight", "optimisation", "val", "seconds", "hparam"} <= names
