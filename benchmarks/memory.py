@@ -63,9 +63,9 @@ def write(store: Path, count: int) -> dict[str, int]:
 
     The plan holds an id and a digest of every image: whoever asks for a store has those, whatever the writer does.
     """
-    before = _status_bytes("RssAnon")
+    before = status_bytes("RssAnon")
     plan = feature_plan(count, SHAPE)
-    taken = _status_bytes("RssAnon") - before
+    taken = status_bytes("RssAnon") - before
     with sampled("RssAnon") as found:
         build_store(store, plan)
     return {"peak": max(found), "peak_without_plan": max(found) - taken}
@@ -77,19 +77,19 @@ def read(store: Path, count: int) -> dict[str, int]:
         reader = reader_of(store)
         out = np.ones((BATCH_SIZE, *SHAPE), dtype="<f2")
         gather_all(lambda rows, out: reader.gather(rows, out=out), random_batches(count, BATCH_SIZE, 0), out)
-        page_tables = _status_bytes("VmPTE")
+        page_tables = status_bytes("VmPTE")
     return {"peak": max(found), "page_tables": page_tables}
 
 
 @contextmanager
 def sampled(field: str) -> Iterator[list[int]]:
     """Append a field's value to the list every two milliseconds, and at the start and the end of the block."""
-    found = [_status_bytes(field)]
+    found = [status_bytes(field)]
     done = threading.Event()
 
     def sample() -> None:
         while not done.wait(PERIOD_SECONDS):
-            found.append(_status_bytes(field))
+            found.append(status_bytes(field))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -98,10 +98,11 @@ def sampled(field: str) -> Iterator[list[int]]:
     finally:
         done.set()
         thread.join()
-        found.append(_status_bytes(field))
+        found.append(status_bytes(field))
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Return a field of this process's status, in bytes."""
     lines = STATUS.read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
