@@ -41,8 +41,11 @@ def plain(devkit: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize(
     ("recipe", "tolerance"),
-    [({"amp": "bfloat16"}, 0.05), ({"amp": "float16"}, 0.05), ({"channels_last": True}, 0.01)],
-    ids=["bfloat16", "float16", "channels last"],
+    [
+        pytest.param({"amp": "bfloat16"}, 0.05, id="bfloat16"),
+        pytest.param({"amp": "float16"}, 0.05, id="float16", marks=pytest.mark.slow),
+        pytest.param({"channels_last": True}, 0.01, id="channels last"),
+    ],
 )
 def test_losses_are_near_those_of_float32(
     devkit: Path, store: Path, tmp_path: Path, plain: dict[str, float], recipe: dict[str, Any], tolerance: float
@@ -77,6 +80,7 @@ def test_bfloat16_reaches_the_backbone_and_spares_the_losses(
     assert seen == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.slow
 def test_float16_keeps_its_scale_over_a_resume(devkit: Path, store: Path, tmp_path: Path) -> None:
     config = run_of(devkit, store, tmp_path, amp="float16", epochs=2)
     whole = run_of(devkit, store, tmp_path / "whole", amp="float16", epochs=2)
