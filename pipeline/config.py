@@ -172,6 +172,8 @@ class TrainConfig(BaseModel):
     """Also save a checkpoint to resume from every so many steps. [at the end of an epoch, and when interrupted]"""
     report_steps: int = Field(default=20, ge=1)
     """Steps between two reports of losses and gradients."""
+    pictures: int = Field(default=4, ge=0)
+    """Validation images drawn for TensorBoard whenever they are scored, and the adapted map; 0 for none of it."""
     runs_dir: Path = Path("runs")
     checkpoints_dir: Path = Path("checkpoints")
 

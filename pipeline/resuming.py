@@ -21,6 +21,7 @@ _FREE: dict[str, Any] = {
     "residency": True,
     "cache_images": True,
     "checkpoint_steps": True,
+    "pictures": True,
     "voc_root": True,
     "distillation": {"stores", "expect_fingerprints"},
 }

@@ -20,14 +20,12 @@ from pipeline.trainer import Trainer
 from students.detector import Student
 from students.losses.standardise import standardise
 
-NUM_DETECTIONS = 4
-
 
 def detection_pictures(
-    student: Student, records: Sequence[ImageRecord], device: torch.device
+    student: Student, records: Sequence[ImageRecord], device: torch.device, count: int
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield pictures of detections with ground truth, by image id: a few images, spread over the records."""
-    count = min(NUM_DETECTIONS, len(records))
+    """Yield pictures of detections with ground truth, by image id: of `count` images, spread over the records."""
+    count = min(count, len(records))
     chosen = [records[int(place)] for place in np.linspace(0, len(records) - 1, count).round()] if count else []
     found = detect(student, chosen, device)
     for record in chosen:

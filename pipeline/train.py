@@ -176,9 +176,10 @@ class _Run:
     def _draw(self, recorder: Recorder | SilentRecorder) -> None:
         """Show in TensorBoard what the student finds, and its map beside the teacher's."""
         trainer = self._trainer
-        if self._ranks.rank > 0:
+        count = self._config.pictures
+        if self._ranks.rank > 0 or count == 0:
             return
-        for name, image in detection_pictures(trainer.scored, self._val_records, trainer.device):
+        for name, image in detection_pictures(trainer.scored, self._val_records, trainer.device, count):
             recorder.picture(f"detections/{name}", image, trainer.step)
         features = feature_picture(trainer)
         if features is not None:

@@ -26,7 +26,7 @@ _DISTILLATION = (
     "feature_teacher", "logit_teacher", "region_teacher", "alpha", "beta", "gamma", "delta", "kd_weight", "kd_share",
     "temperature", "feature_loss", "feature_norm", "feature_tap", "logit_loss", "logit_targets", "target_shuffle",
 )  # fmt: skip
-_RUN = ("seed", "residency", "checkpoint_steps", "report_steps")
+_RUN = ("seed", "residency", "checkpoint_steps", "report_steps", "pictures")
 
 
 def training_options() -> list[click.Parameter]:

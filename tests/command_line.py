@@ -13,7 +13,7 @@ import cli
 
 # A real MobileNetV3-Small with random weights; a step or two.
 SHORT_RUN = ("--backbone", "mobilenet_v3_small", "--backbone-weights", "none", "--epochs", "1", "--batch-size", "2",
-             "--workers", "0", "--device", "cpu")  # fmt: skip
+             "--workers", "0", "--device", "cpu", "--pictures", "0")  # fmt: skip
 
 
 class Done(NamedTuple):

@@ -62,6 +62,7 @@ def small_run(voc_root: Path, folder: Path, name: str = "run", **changes: Any) -
         "recipe": recipe,
         "device": "cpu",
         "workers": 0,
+        "pictures": 0,
         "runs_dir": folder / "runs",
         "checkpoints_dir": folder / "checkpoints",
     }

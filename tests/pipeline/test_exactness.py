@@ -72,7 +72,7 @@ def assert_same(config: TrainConfig, result: dict[str, Any], whole: tuple[TrainC
         assert without_seconds(result[key]) == without_seconds(whole[1][key])
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_run_killed_within_an_epoch_goes_on_from_its_last_saved_step(
     devkit: Path, store: Path, tmp_path: Path, whole: Any, step: int
 ) -> None:
@@ -144,6 +144,7 @@ def test_an_interrupted_run_saves_its_step_and_exits_130(devkit: Path, store: Pa
     assert equal(*(load_checkpoint(path).student for path in paths))
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_the_batch(devkit: Path, store: Path, tmp_path: Path) -> None:
     """With frozen norms, whose statistics do not look at the batch, to rounding."""
     student = small_run(devkit, tmp_path).student.model_copy(update={"norms": "frozen"})

@@ -44,7 +44,7 @@ def plain(devkit: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -
     [
         pytest.param({"amp": "bfloat16"}, 0.05, id="bfloat16"),
         pytest.param({"amp": "float16"}, 0.05, id="float16", marks=pytest.mark.slow),
-        pytest.param({"channels_last": True}, 0.01, id="channels last"),
+        pytest.param({"channels_last": True}, 0.01, id="channels last", marks=pytest.mark.slow),
     ],
 )
 def test_losses_are_near_those_of_float32(

@@ -143,7 +143,7 @@ def test_events_of_steps_are_read_back(devkit: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
 def test_tensorboard_has_pictures_and_settings(devkit: Path, store: Path, tmp_path: Path) -> None:
-    config = small_run(devkit, tmp_path, limit=2, distillation=from_store(store))
+    config = small_run(devkit, tmp_path, limit=2, distillation=from_store(store), pictures=2)
     train(config)
     events = EventAccumulator(str(config.run_dir), size_guidance={"images": 0})
     events.Reload()
