@@ -94,7 +94,10 @@ def detector(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
 
 
 class TestOnnx:
-    @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "resnet18", "vit_tiny"])
+    @pytest.mark.parametrize(
+        "backbone",
+        ["mobilenet_v3_small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vit_tiny"))],
+    )
     def test_onnxruntime_finds_what_pytorch_finds(
         self, devkit: Path, tmp_path: Path, val_records: list[ImageRecord], backbone: str
     ) -> None:
@@ -151,7 +154,7 @@ class TestOnnx:
         student = student_of(checkpoint)
         assert onnx_model(student, exported.description, 17) == exported.path.read_bytes()
 
-    @pytest.mark.parametrize("opset", [16, 20])
+    @pytest.mark.parametrize("opset", [16, pytest.param(20, marks=pytest.mark.slow)])
     def test_other_opsets_agree_too(self, checkpoint: Path, tmp_path: Path, opset: int) -> None:
         done = export(ExportRequest(checkpoint, tmp_path / "student.onnx", opset=opset, check_images=1))
         assert done.agreement is not None

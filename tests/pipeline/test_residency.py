@@ -88,6 +88,7 @@ class TestResidency:
 
 
 class TestAhead:
+    @pytest.mark.slow
     def test_no_result_depends_on_gathering_ahead(
         self, devkit: Path, store8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -157,6 +157,7 @@ class TestDtypes:
         np.testing.assert_allclose(found.mean.numpy(), cells.mean(axis=0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(found.std.numpy(), np.full(8, np.sqrt(cells.var(axis=0).mean())), rtol=1e-4)
 
+    @pytest.mark.slow
     def test_a_student_trains_on_each_of_them(
         self, devkit: Path, store: Path, store8: Path, store_pca: Path, tmp_path: Path
     ) -> None:
