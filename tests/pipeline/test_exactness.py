@@ -91,9 +91,10 @@ def test_a_run_killed_within_an_epoch_goes_on_from_its_last_saved_step(
 def test_kills_at_twenty_random_steps_change_nothing(devkit: Path, store: Path, tmp_path: Path, whole: Any) -> None:
     """Every run is killed again and again, with a checkpoint every second step."""
     rng = random.Random(5)
-    kills = 0
+    kills = runs = 0
     while kills < 20:
-        config = run_of(devkit, store, tmp_path / str(kills), checkpoint_steps=2)
+        runs += 1
+        config = run_of(devkit, store, tmp_path / str(runs), checkpoint_steps=2)
         resume, result = False, None
         while result is None:
             with pytest.MonkeyPatch.context() as patched:
