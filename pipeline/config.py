@@ -85,7 +85,7 @@ class Distillation(BaseModel):
     delta: float = Field(default=0.0, ge=0)
     """Weight of the region loss: class logits of the student's proposals, from stored dense CLIP features."""
     kd_weight: Literal["manual", "auto"] = "manual"
-    """`auto` sets the weights of feature and logit loss anew at each report, for a given share of the gradient."""
+    """`auto` sets the weights of feature and logit loss anew after each report, for a given share of the gradient."""
     kd_share: float = Field(default=0.5, gt=0, lt=1)
     """That share: of the backbone's gradient norm, of each distillation loss over detection and itself."""
     temperature: float = Field(default=2.0, gt=0)

@@ -37,12 +37,14 @@ def shares(norms: Mapping[str, float]) -> dict[str, float]:
 def reweigh(objective: Objective, norms: Mapping[str, float], ranks: Ranks, *, first: bool) -> None:
     """Set β and γ so that features and logits get `kd_share` of the gradient beside detection, smoothed over reports.
 
-    norms: with the weights as they are.  A term that does not reach the backbone keeps its weight.
+    norms: with the weights as they are; empty for a process without an image, which must call it all the same.  A term
+    that does not reach the backbone keeps its weight.
     """
-    config = objective.config
-    gathered = exchange(ranks, dict(norms))
-    mean = {name: sum(found.get(name, 0.0) for found in gathered) / len(gathered) for name in norms}
-    wanted = config.kd_share / (1 - config.kd_share)
+    gathered = [found for found in exchange(ranks, dict(norms)) if found]
+    if not gathered:
+        return
+    mean = {name: sum(found[name] for found in gathered) / len(gathered) for name in gathered[0]}
+    wanted = objective.config.kd_share / (1 - objective.config.kd_share)
     for name, weight in (("feature", objective.beta), ("logit", objective.gamma)):
         norm = mean.get(name, 0.0)
         if norm <= _SMALLEST or float(weight) == 0 or mean["detection"] <= _SMALLEST:

@@ -1,4 +1,7 @@
-"""Lets a run end between two steps when it is interrupted, so that what it saves is whole."""
+"""Lets a run end between two steps when it is interrupted, so that what it saves is whole.
+
+While images are scored an interruption ends the run at once: what was trained was saved before.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from pipeline.progress import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,3 +39,4 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        say("interrupted: ending after this step, which is saved; once more ends at once")

@@ -129,7 +129,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         config, trainer = self._config, self._trainer
         recorder = Recorder(config, trainer.step, self._history) if self._ranks.rank == 0 else SilentRecorder()
-        with recorder, self._interruption.deferred():
+        with recorder:
             loader = training_loader(trainer)
             for epoch in range(len(self._history), config.recipe.epochs):
                 self._run_epoch(loader, epoch, recorder)
@@ -220,7 +220,7 @@ class _Run:
         following = nullcontext() if trainer.source is None else trainer.source.following(list(trainer.batches))
         what, total = f"epoch {epoch + 1}/{self._config.recipe.epochs}", sum(images for images, _ in steps)
         start, before = time.monotonic(), clock.total
-        with following, progress(what, max(1, total)) as tick:
+        with self._interruption.deferred(), following, progress(what, max(1, total)) as tick:
             loaded = iter(loader)
             for images, parts in steps:
                 waited = time.monotonic()

@@ -130,9 +130,11 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(recipe, self.step, self.total_steps))
         self.optimizer.zero_grad(set_to_none=True)
         found: dict[str, Tensor] = {}
+        norms: dict[str, float] = {}
         reports = self.step % self.config.report_steps == 0
         for number, loaded in enumerate(parts):
-            for name, value in self._backward(loaded, num_images, reports and number == 0).items():
+            measured = norms if reports and number == 0 else None
+            for name, value in self._backward(loaded, num_images, measured).items():
                 found[name] = found[name] + value if name in found else value
         sum_gradients(self.modules, self.ranks)
         self.scaler.unscale_(self.optimizer)
@@ -142,11 +144,18 @@ class Trainer:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update_parameters(self.student)
+        if reports:
+            self._report(norms)
         self.step += 1
         return {**found, "gradient_norm": norm}
 
-    def _backward(self, loaded: LoadedBatch | None, num_images: int, reports: bool) -> dict[str, Tensor]:
-        """Add a part's gradients; return its share of every loss, detached."""
+    def _backward(
+        self, loaded: LoadedBatch | None, num_images: int, norms: dict[str, float] | None
+    ) -> dict[str, Tensor]:
+        """Add a part's gradients; return its share of every loss, detached.
+
+        norms: where to put what each term pulls at the backbone, None where that is not asked for.
+        """
         if loaded is None:
             # The others count, and wait for this process to count too.
             detection_shares(dict.fromkeys(DETECTION_LOSSES, 0), 0, self.ranks, self.device)
@@ -156,9 +165,9 @@ class Trainer:
             parts = self.objective(output, targets, truth)
         parts = self._shared(parts, output, len(loaded.keys), num_images)
         terms = self.objective.weighted(parts)
-        if reports:
-            self._report(terms)
-            terms = self.objective.weighted(parts)  # the report may have changed the weights
+        weights = [w for w in self.student.detector.backbone.body.parameters() if w.requires_grad]
+        if norms is not None and len(terms) > 1 and weights:
+            norms.update(gradient_norms(terms, weights))
         total = torch.stack(list(terms.values())).sum()
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         return {"total": total.detach(), **{name: value.detach() for name, value in parts.items()}}
@@ -181,14 +190,15 @@ class Trainer:
         detection = torch.stack([shared[name] for name in names]).sum()
         return {"detection": detection, **shared, **rest}
 
-    def _report(self, terms: dict[str, Tensor]) -> None:
-        """Measure what each term pulls at the backbone, and set the weights that are set by that."""
-        weights = [w for w in self.student.detector.backbone.body.parameters() if w.requires_grad]
-        if len(terms) == 1 or not weights:
-            return
-        norms = gradient_norms(terms, weights)
+    def _report(self, norms: dict[str, float]) -> None:
+        """Keep what each term pulls at the backbone, and set the weights that are set by that, for the next step on.
+
+        norms: empty for a process that had no image, or where there is one term only.
+        """
         if self.config.distillation.kd_weight == "auto":
             reweigh(self.objective, norms, self.ranks, first=self.step == 0)
+        if not norms:
+            return
         self.report = {f"gradient/{name}": value for name, value in norms.items()}
         self.report |= {f"gradient_share/{name}": value for name, value in shares(norms).items()}
         self.report |= {"weight/beta": float(self.objective.beta), "weight/gamma": float(self.objective.gamma)}
