@@ -27,7 +27,7 @@ from .weighted_precision import RankedClass, rank_class, weighted_average_precis
 Table = NDArray[np.float64]  # AP [R, C, T] over resamples, classes and IoU thresholds; NaN where nothing is to find
 Figure = Callable[[Table], NDArray[np.float64]]
 
-_CHUNK_BYTES = 1 << 26  # of the largest array of one chunk of resamples
+_CHUNK = 32  # resamples at once: their weights stay in the processor's cache, which is twice as fast as 512
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,11 @@ def _tables(
     """Return each detector's table on the images as they are, R = 1, and on the resamples."""
     if resamples < 1:
         raise ValueError(f"expected at least one resample, found {resamples}")
-    rows = max(images, *(len(ranked.image) for detector in detectors for ranked in detector))
-    chunk = max(16, _CHUNK_BYTES // (4 * rows))
     once = np.ones((images, 1), dtype=np.int32)
     rng = np.random.default_rng(seed)
     parts: list[list[Table]] = [[] for _ in detectors]
-    for start in range(0, resamples, chunk):
-        weights = _draw(rng, images, min(chunk, resamples - start))
+    for start in range(0, resamples, _CHUNK):
+        weights = _draw(rng, images, min(_CHUNK, resamples - start))
         for part, detector in zip(parts, detectors, strict=True):
             part.append(_table(detector, weights, metric))
     return [_table(detector, once, metric) for detector in detectors], [np.concatenate(part) for part in parts]
