@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 
 from data.records import ImageRecord
+from evaluation.average_precision import EvaluationResult, evaluate
 from evaluation.bootstrap import Interval, bootstrap
 from evaluation.calibration import Calibration, calibration
 from evaluation.curves import Curve, precision_recall_curves
@@ -22,6 +23,7 @@ from evaluation.detections import Detections
 from evaluation.error_breakdown import ErrorBreakdown, error_breakdown
 from evaluation.matching import Metric
 from pipeline.progress import progress
+from pipeline.scoring import ScoreRequest, find_detections, keep
 
 RESAMPLES = 1000
 
@@ -54,6 +56,13 @@ class Detail:
             operating_points_table(self.curves),
             calibration_line(self.calibration),
         ]
+
+
+def score_in_detail(request: ScoreRequest) -> tuple[EvaluationResult, Detail, list[str]]:
+    """Return the figures as `score` does, and what is behind them; raises as `score`."""
+    records, found, notes = find_detections(request)
+    result = evaluate(found, records, request.metric)
+    return result, examine(found, records, request.metric), notes + keep(request, records, found)
 
 
 def examine(detections: Detections, records: Sequence[ImageRecord], metric: Metric) -> Detail:
