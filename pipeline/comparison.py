@@ -24,8 +24,8 @@ from pipeline.scoring import ScoreRequest, find_detections
 
 RESAMPLES = 1000
 CAVEAT = (
-    "Images were resampled, not seeds: this tells whether these two detectors differ, not whether\n"
-    "the methods that made them do. For that, train each with several seeds."
+    "Images were resampled, not seeds: this tells whether these two detectors\n"
+    "differ, not whether the methods do. For that, train each with several seeds."
 )
 _EXPECTED = (
     "give a checkpoint, a run's folder, a folder of <prefix>_<class>.txt files, or COCO's results in a .json file"
