@@ -22,7 +22,7 @@ _MEANING = {
     "both": "class wrong and box off",
     "duplicate": "found once more",
     "background": "nothing is there",
-    "missed": "nothing found it, nor as above",
+    "missed": "nothing found it at all",
     "false positive": "the first five kinds",
     "false negative": "all objects not found",
 }
@@ -72,10 +72,8 @@ def calibration_line(found: Calibration | None) -> str:
     error, over = found.expected_calibration_error, found.overconfidence
     if error is None or over is None:
         return f"calibration: no detection has a score of {found.edges[0]:g} or more"
-    tendency = "promise more than they hold" if over > 0 else "promise less than they hold"
-    return (
-        f"calibration: D-ECE {100 * error:.1f} points (scores ≥ {found.edges[0]:g}); they {tendency}: {100 * over:+.1f}"
-    )
+    tendency = f"too {'high' if over > 0 else 'low'} by {100 * abs(over):.1f} on average"
+    return f"calibration: D-ECE {100 * error:.1f} points (scores ≥ {found.edges[0]:g}); scores {tendency}"
 
 
 def operating_points_table(curves: Mapping[str, Curve]) -> RenderableType:
