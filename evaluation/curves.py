@@ -34,8 +34,8 @@ class Curve:
     """Precision and recall of one class after each of its n detections by falling score, ignored ones left out.
 
     recall, precision: [n] float64 fractions, as they are.  envelope: [n] float64, the highest precision at this recall
-    or a higher one.  scores: [n], as the detections have them.  num_positives: objects there were to find.  average_precision: by the
-    metric the curve was made with.
+    or a higher one.  scores: [n], as the detections have them.  num_positives: objects there were to find.
+    average_precision: by the metric the curve was made with.
     """
 
     recall: NDArray[np.float64]
