@@ -166,6 +166,7 @@ def test_means_are_those_of_faster_coco_eval(crowded):
     assert ours == pytest.approx(run.stats[:6].tolist(), abs=1e-9)
 
 
+@pytest.mark.slow  # importing it takes seventeen seconds
 def test_means_are_those_of_torchmetrics(crowded):
     import torch
     from torchmetrics.detection import MeanAveragePrecision
