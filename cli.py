@@ -225,26 +225,48 @@ def train(resume: bool, as_json: bool, **flags: Any) -> None:
                  help="Write them in the devkit's format or as COCO's results."),
     click.option("--visualize", type=click.IntRange(0), default=0, metavar="N", help="Draw N images."),
     click.option("--out", type=PATH, default="pictures", show_default=True, help="Folder of the pictures."),
+    click.option("--agreement", "agreement_stores", type=PATH, multiple=True, metavar="STORE",
+                 help="Also: how close the student is to its stored teachers on these images."),
+    click.option("--feature-teacher", metavar="KEY", help="Whose features. [those it was distilled from]"),
+    click.option("--logit-teacher", metavar="KEY", help="Whose logits. [those it was distilled from]"),
     WORKERS,
     DEVICE,
     JSON,
 )  # fmt: skip
-def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: bool, **flags: Any) -> None:
+def evaluate_verb(
+    checkpoint: Path | None,
+    detections: Path | None,
+    agreement_stores: tuple[Path, ...],
+    feature_teacher: str | None,
+    logit_teacher: str | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Score a checkpoint or files of detections.
 
     By the devkit's rules or COCO's. Scoring --detections needs the annotations only: no images, no torch.
     """
+    from pipeline.agreement_options import open_agreement
     from pipeline.scoring import ScoreRequest, score
 
     if (checkpoint is None) == (detections is None):
         raise UsageError("give either --checkpoint or --detections")
+    teachers = open_agreement(checkpoint, agreement_stores, feature_teacher, logit_teacher, flags)
     result, notes = score(ScoreRequest(checkpoint=checkpoint, detections=detections, **flags))
+    agreement = None if teachers is None else teachers.measure()
+    if teachers is not None and flags["visualize"]:
+        notes += teachers.draw(flags["out"], flags["visualize"])
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        more = {} if agreement is None else {"agreement": agreement.to_json()}
+        click.echo(json.dumps({**result.to_json(), **more}, indent=2))
     else:
         from evaluation.table import result_table
 
         print_rich(result_table(result))
+        if agreement is not None:
+            from evaluation.agreement_table import agreement_table
+
+            print_rich(agreement_table(agreement))
     for note in notes:
         click.echo(note, err=as_json)
 

@@ -41,7 +41,7 @@ class Outcome:
 
 
 TRUE_POSITIVE = Outcome("true positive", (0, 158, 115))
-FALSE_POSITIVE = Outcome("false positive", (213, 94, 0), dashes=(6, 3))
+FALSE_POSITIVE = Outcome("false positive", (213, 94, 0), dashes=(5, 3))
 MISSED = Outcome("missed", (86, 180, 233), dashes=(2, 2))
 DIFFICULT = Outcome("difficult", (204, 121, 167), dashes=(2, 4), counts=False)
 ON_DIFFICULT = Outcome("on difficult, ignored", (204, 121, 167), counts=False)
@@ -149,12 +149,14 @@ def _dashes(box: Box, outcome: Outcome, line: int) -> Iterator[Box]:
 
 
 def _along(first: int, last: int, outcome: Outcome, line: int) -> Iterator[tuple[int, int]]:
-    """Yield the dashes of a side; one at either end, so that every corner is closed."""
-    drawn, left_out = (line * part for part in outcome.dashes or (last - first, 0))
-    gaps = round((last - first - drawn) / (drawn + left_out)) if last - first > drawn else 0
-    if gaps == 0:
+    """Yield the dashes of a side: one at either end, so that every corner is closed; shorter ones on a short side."""
+    length = last - first
+    drawn, left_out = (line * part for part in outcome.dashes or (length, 0))
+    drawn = min(drawn, (length - left_out) // 2) if outcome.dashes else drawn
+    if drawn < max(left_out // 2, 1) or drawn >= length:
         yield first, last
         return
+    gaps = max(1, round((length - drawn) / (drawn + left_out)))
     for start in np.linspace(first, last - drawn, gaps + 1).round().astype(int).tolist():
         yield start, start + drawn
 

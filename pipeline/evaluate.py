@@ -100,15 +100,20 @@ def score_student(
 def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder: Path, count: int) -> list[Path]:
     """Write `count` pictures of detections against ground truth, spread over the records; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = min(count, len(records))
-    chosen: list[int] = np.linspace(0, len(records) - 1, count).round().astype(int).tolist() if count else []
     paths = []
-    for index in chosen:
+    for index in spread_over(len(records), count):
         record = records[index]
         picture = draw_detections(decode_image(record), detections.of_image(record.id), record.target, title=record.id)
         paths.append(folder / f"{record.id.replace('/', '_')}.png")
         picture.save(paths[-1])
     return paths
+
+
+def spread_over(records: int, count: int) -> list[int]:
+    """Return which of so many records are drawn: `count` of them, or all, from the first to the last."""
+    count = min(count, records)
+    chosen: list[int] = np.linspace(0, records - 1, count).round().astype(int).tolist() if count else []
+    return chosen
 
 
 def _on_image(result: dict[str, Tensor], image_size: tuple[int, int]) -> ImageDetections:
