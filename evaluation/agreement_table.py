@@ -63,9 +63,12 @@ class Agreement:
         """Return the fields by name, and `held_out`."""
         return {**asdict(self), "held_out": self.held_out}
 
+    def tables(self) -> list[RenderableType]:
+        """Return what a person reads: how the maps agree by region, how the logits do, then each class that occurs."""
+        return [_tables(self)]
 
-def agreement_table(agreement: Agreement) -> Group:
-    """Return a rich renderable: how the maps agree by region, how the logits do, then each class that is there."""
+
+def _tables(agreement: Agreement) -> Group:
     images = f"{agreement.images:,} image{'' if agreement.images == 1 else 's'}"
     parts: list[RenderableType] = ["", Text(f"Agreement with the teachers, {images}: {_held_out(agreement)}", "bold")]
     if agreement.untrained:

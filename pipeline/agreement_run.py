@@ -77,6 +77,8 @@ class AgreementRun:
 
         Return a line that says so, or why there are none: without an adapter, both maps are in no common space.
         """
+        if count == 0:
+            return []
         if self.targets.feature_teacher is None:
             return ["no pictures of features: no teacher of the store has some"]
         student = AdaptedStudent(self.checkpoint.build_student(self.device), self.checkpoint, self.targets, self.device)

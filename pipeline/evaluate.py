@@ -15,7 +15,10 @@ from data.geometry import boxes_from_frame
 from data.images import decode_image
 from data.records import ImageRecord
 from evaluation.average_precision import EvaluationResult, evaluate
+from evaluation.curve_figure import curve_figure
+from evaluation.curves import precision_recall_curves
 from evaluation.detections import Detections, ImageDetections
+from evaluation.matching import Metric
 from evaluation.pictures import draw_detections
 from pipeline.dataset import TrainingImages, collate_loaded, plain_batches
 from pipeline.loading import load_batches
@@ -107,6 +110,15 @@ def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder
         paths.append(folder / f"{record.id.replace('/', '_')}.png")
         picture.save(paths[-1])
     return paths
+
+
+def draw_curves(detections: Detections, records: Sequence[ImageRecord], folder: Path, metric: Metric) -> Path:
+    """Write the precision–recall curves of every class, at an IoU of 0.50 and of 0.75; return their path."""
+    lines = {f"IoU ≥ {iou:.2f}": precision_recall_curves(detections, records, metric, iou) for iou in (0.5, 0.75)}
+    images = f"{len(records):,} image{'' if len(records) == 1 else 's'}"
+    path = folder / "precision-recall.png"
+    path.write_bytes(curve_figure(lines, f"Precision and recall ({metric}), {images}; objects and AP in percent"))
+    return path
 
 
 def spread_over(records: int, count: int) -> list[int]:
