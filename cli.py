@@ -228,6 +228,10 @@ def train(resume: bool, as_json: bool, **flags: Any) -> None:
                  help="Write them in the devkit's format or as COCO's results."),
     click.option("--visualize", type=click.IntRange(0), default=0, metavar="N", help="Draw N images."),
     click.option("--out", type=PATH, default="pictures", show_default=True, help="Folder of the pictures."),
+    click.option("--agreement", "agreement_stores", type=PATH, multiple=True, metavar="STORE",
+                 help="Also: how close the student is to its stored teachers on these images."),
+    click.option("--feature-teacher", metavar="KEY", help="Whose features. [those it was distilled from]"),
+    click.option("--logit-teacher", metavar="KEY", help="Whose logits. [those it was distilled from]"),
     WORKERS,
     DEVICE,
     JSON,
@@ -237,6 +241,9 @@ def evaluate_verb(
     detections: Path | None,
     compare: tuple[Path, Path] | None,
     detail: bool,
+    agreement_stores: tuple[Path, ...],
+    feature_teacher: str | None,
+    logit_teacher: str | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -244,11 +251,13 @@ def evaluate_verb(
 
     By the devkit's rules or COCO's. Scoring --detections needs the annotations only: no images, no torch.
     """
+    from pipeline.agreement_options import open_agreement
     from pipeline.scoring import ScoreRequest, score
 
     if [checkpoint, detections, compare].count(None) != 2:
         raise UsageError("give one of --checkpoint, --detections and --compare")
     request = ScoreRequest(checkpoint=checkpoint, detections=detections, **flags)
+    teachers = open_agreement(checkpoint, agreement_stores, feature_teacher, logit_teacher, flags)
     if compare is not None:
         if detail:
             raise UsageError("--detail goes with one detector: --checkpoint or --detections")
@@ -261,13 +270,18 @@ def evaluate_verb(
         result, found, notes = score_in_detail(request)
     else:
         result, notes = score(request)
+    agreement = None if teachers is None else teachers.measure()
+    if teachers is not None:
+        notes += teachers.draw(flags["out"], flags["visualize"])
     if as_json:
         added = {} if found is None else {"detail": found.to_json()}
+        added |= {} if agreement is None else {"agreement": agreement.to_json()}
         click.echo(json.dumps(result.to_json() | added, indent=2))
     else:
         from evaluation.table import result_table
 
-        print_rich(result_table(result), *(() if found is None else found.tables()))
+        parts = [part for part in (found, agreement) if part is not None]
+        print_rich(result_table(result), *(table for part in parts for table in part.tables()))
     for note in notes:
         click.echo(note, err=as_json)
 

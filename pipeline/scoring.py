@@ -61,10 +61,11 @@ def keep(request: ScoreRequest, records: list[ImageRecord], found: Detections) -
         write_detections(found, request.save_detections)
         notes.append(f"detections: {request.save_detections}")
     if request.visualize:
-        from pipeline.evaluate import draw_pictures
+        from pipeline.evaluate import draw_curves, draw_pictures
 
         paths = draw_pictures(found, records, request.out, request.visualize)
         notes.append(f"pictures: {len(paths)} in {request.out}")
+        notes.append(f"curves: {draw_curves(found, records, request.out, request.metric)}")
     return notes
 
 
