@@ -1,4 +1,4 @@
-"""Measures scoring of detections beside pycocotools, faster-coco-eval and torchmetrics, files read, on one core.
+"""Measures scoring of detections beside pycocotools, faster-coco-eval and torchmetrics, files read.
 
     python benchmarks/evaluate_detections.py [--voc-root VOCdevkit --voc-set 2007:test] [--out FILE]
 
@@ -43,12 +43,13 @@ PACKAGES = ("numpy", "pycocotools", "faster-coco-eval", "torchmetrics", "torch")
 OURS, FASTER = "ours, COCO's results", "faster-coco-eval"
 AT_MOST_DIFFERENCE = 1e-6
 RULE = (
-    "Every line is a process of its own on one core, once a round, in an order drawn anew; seconds are processor"
-    " seconds, medians over the rounds, imports left out. read: ground truth (ours: the devkit's annotations; others:"
-    " one COCO file made of them, which is no work of theirs) and detections. score: ten IoU thresholds, each tool with"
-    " its defaults; ours gives three definitions, per class and by size. A ratio is the line's read + score over that"
-    " of the first line in the same round. MiB is the peak beyond what the imports took. COCO's tools overwrite"
-    " `ignore`, so difficult objects are left out of their ground truth; `coco` is compared without them, too."
+    "Every line is a process of its own, once a round, in an order drawn anew; seconds are processor seconds of all its"
+    " threads, as on one core that nothing else uses, medians over the rounds, imports left out. read: ground truth"
+    " (ours: the devkit's annotations; others: one COCO file made of them, which is no work of theirs) and detections."
+    " score: ten IoU thresholds, each tool with its defaults; ours gives three definitions, per class and by size. A"
+    " ratio is the line's read + score over that of the first line in the same round. MiB is the peak beyond what the"
+    " imports took. COCO's tools overwrite `ignore`, so difficult objects are left out of their ground truth; `coco`"
+    " is compared without them, too."
 )
 
 

@@ -1,7 +1,8 @@
-"""Evaluators of detections, each in a process of its own on one core: `python -m benchmarks.evaluators NAME FOLDER`.
+"""Evaluators of detections, each in a process of its own: `python -m benchmarks.evaluators NAME FOLDER`.
 
 Every one reads the same detections and the same ground truth, in the format it is made for, and scores them with its
-defaults: ten IoU thresholds, and all areas. Times are processor seconds: other processes on the machine do not count.
+defaults: ten IoU thresholds, and all areas. Times are processor seconds of all threads, as on one core that nothing
+else uses.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -115,7 +115,6 @@ CONTENDERS: dict[str, tuple[Callable[[Path], Measured], str]] = {
 
 def main(name: str, folder: Path) -> dict[str, float | None]:
     """Measure one contender, with what it imports left out of time and memory."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     run, module = CONTENDERS[name]
     __import__(module)
     before = _peak_mib()
