@@ -68,7 +68,7 @@ def confused_lines(errors: ErrorBreakdown, count: int = 5) -> RenderableType:
 def calibration_line(found: Calibration | None) -> str:
     """Return in words whether scores can be read as probabilities."""
     if found is None:
-        return "calibration: scores outside 0 to 1 cannot be read as probabilities"
+        return "calibration: scores above 1 cannot be read as probabilities"
     error, over = found.expected_calibration_error, found.overconfidence
     if error is None or over is None:
         return f"calibration: no detection has a score of {found.edges[0]:g} or more"

@@ -30,7 +30,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Detail:
-    """What `eval --detail` adds. calibration: None where scores are no fractions."""
+    """What `eval --detail` adds. calibration: None where scores go above 1."""
 
     intervals: dict[str, Interval]
     errors: ErrorBreakdown
@@ -72,10 +72,9 @@ def examine(detections: Detections, records: Sequence[ImageRecord], metric: Metr
     """
     with progress("resampling", RESAMPLES, "resamples") as tick:
         intervals = bootstrap(detections, records, metric, resamples=RESAMPLES, tick=tick)
-    are_fractions = bool(((detections.scores >= 0) & (detections.scores <= 1)).all())
     return Detail(
         intervals=intervals,
         errors=error_breakdown(detections, records, metric),
-        calibration=calibration(detections, records, metric) if are_fractions else None,
+        calibration=calibration(detections, records, metric) if detections.scores.max(initial=0.0) <= 1 else None,
         curves=precision_recall_curves(detections, records, metric),
     )
