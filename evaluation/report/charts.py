@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from .axes import Axis, axis, tick_label
+from .page import render
 
 NUM_STYLES = 8
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 3", "8 2 2 2 2 2")
@@ -185,3 +186,12 @@ def _stroke(path: str, place: int) -> Markup:
 def _marker(x: float, y: float, place: int) -> Markup:
     shape = _MARKERS[(place + place // NUM_STYLES) % len(_MARKERS)]
     return Markup('<path class="mark" transform="translate({} {})" d="{}"/>').format(fmt(x), fmt(y), shape)
+
+
+def chart_grid(figures: Sequence[tuple[str, Markup]], *, names: Sequence[str] = (), small: bool = False) -> Markup:
+    """Return captioned charts side by side, as many as the page is wide for.
+
+    names: of the lines, for one legend over all of them.  small: many to a row.
+    """
+    size = "small" if small else ""
+    return render("charts.html", figures=figures, legend=legend(names) if len(names) > 1 else "", size=size)
