@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def axis(low: float, high: float, start: float, end: float, *, most_ticks: int =
 
 def tick_label(value: float, ticks: tuple[float, ...]) -> str:
     """Return a tick's label, with as many decimals as tell it from its neighbours."""
-    gaps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(ticks)]
     decimals = max(0, -math.floor(math.log10(min(gaps)) + 1e-9)) if gaps else 0
     if gaps and round(min(gaps), decimals) != round(min(gaps), decimals + 1):
         decimals += 1  # a step of 0.25 needs two

@@ -16,7 +16,7 @@ _LETTER = 6.6
 
 @dataclass(frozen=True)
 class Bars:
-    """One group's member in every group. values: one a group, None where there is none.  style: place in the palette."""
+    """A member of every group. values: one a group, None where there is none.  style: place in the palette."""
 
     name: str
     values: Sequence[float | None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from data.records import LABEL_OF_CLASS, VOC_CLASSES
@@ -18,7 +17,6 @@ from .page import Section
 from .summary import gain_cell
 from .tables import Cell, Column, table
 from .text import count, percent, points
-
 
 
 def classes_section(shown: Comparison) -> Section:
@@ -41,7 +39,9 @@ def classes_section(shown: Comparison) -> Section:
         "Objects that are not difficult. Δ with its interval over images, bold where that excludes zero; with twenty"
         " classes, one of them does so by chance."
     )
-    return Section("classes", "Classes", table(columns, rows, caption=caption, sortable=True, footer=_means(shown)), note)
+    return Section(
+        "classes", "Classes", table(columns, rows, caption=caption, sortable=True, footer=_means(shown)), note
+    )
 
 
 def curves_of_classes_section(shown: Comparison) -> Section:

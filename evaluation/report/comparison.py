@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import get_args
 
 from data.records import ImageRecord
-from evaluation.average_precision import EvaluationResult, Metric, evaluate
+from evaluation.average_precision import EvaluationResult, evaluate
 from evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
 from evaluation.calibration import Calibration, calibration
 from evaluation.curves import Curve, precision_recall_curves
 from evaluation.error_breakdown import ErrorBreakdown, error_breakdown
+from evaluation.matching import Metric
 
 from .run import Run
 

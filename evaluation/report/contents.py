@@ -27,9 +27,7 @@ def report_page(shown: Comparison, open_image: OpenImage | None, count: int, mis
     open_image: returns an image at its original size; None where there are none, and `missing` says why.  count: of
     pictures at most.
     """
-    pictures = (
-        missing_gallery_section(missing) if open_image is None else gallery_section(shown, open_image, count)
-    )
+    pictures = missing_gallery_section(missing) if open_image is None else gallery_section(shown, open_image, count)
     return build_page(
         _title(shown),
         [*report_sections(shown), pictures, time_section(shown), settings_section(shown)],

@@ -40,8 +40,8 @@ def errors_section(shown: Comparison) -> Section:
     body = chart_grid([("AP50 gained by putting right this kind alone, in points", chart)], names=shown.names)
     body += table(columns, rows, caption="How many of each, at all scores", styles=range(len(rows)))
     note = (
-        "Localisation: right class, IoU 0.10 to 0.50. Classification: wrong class, IoU of 0.50 or more. Both: wrong class"
-        " and IoU 0.10 to 0.50. Duplicate: the object is found already. Background: nothing near. Missed: no detection"
+        "Localisation: right class, IoU 0.10 to 0.50. Classification: wrong class, IoU of 0.50 or more. Both: wrong"
+        " class, IoU 0.10 to 0.50. Duplicate: the object is found already. Background: nothing near. Missed: no detection"
         " comes near the object. The costs do not add up, since errors hide each other (TIDE, Bolya et al. 2020)."
     )
     return Section("errors", "Errors and what they cost", body, note)
@@ -89,7 +89,7 @@ def _confusions(shown: Comparison, place: int) -> Markup:
 def _matrix(shown: Comparison, place: int) -> Markup:
     matrix = shown.analyses[place].breakdown.confusion
     # Classes that neither occur nor are detected, in any run, would only make the rest smaller.
-    totals = sum(analysis.breakdown.confusion for analysis in shown.analyses)
+    totals = np.sum([analysis.breakdown.confusion for analysis in shown.analyses], axis=0)
     kept = [0, *(label for label in range(1, len(matrix)) if totals[label].any() or totals[:, label].any())]
     rows = [*kept[1:], 0]
     cut = matrix[np.ix_(rows, rows)].astype(float)

@@ -37,6 +37,27 @@ _USUAL_THRESHOLD, _LOWEST_THRESHOLD, _STEP = 0.3, 0.05, 0.05
 
 
 @dataclass(frozen=True)
+class _Figure:
+    """One run's boxes over an image, lowest score first, and in words what of it is shown at first."""
+
+    boxes: list[_Box]
+    told: str
+
+
+@dataclass(frozen=True)
+class _Card:
+    """An image. reason: why it was chosen.  letter: height of the text on its boxes, px.  figures: one a run."""
+
+    id: str
+    reason: str
+    width: int
+    height: int
+    letter: float
+    picture: str
+    figures: list[_Figure]
+
+
+@dataclass(frozen=True)
 class _Box:
     """A mark as the template draws it. label_x, label_y: where its text starts."""
 
@@ -62,7 +83,7 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
     ids = [record.id for record in shown.records]
     chosen = choose_images(np.stack([each.errors(ids, threshold) for each in marks]), count)
     cards = [_card(shown.records[place], reason, marks, threshold, open_image) for place, reason in chosen.items()]
-    present = {box.mark.class_name for card in cards for figure in card["figures"] for box in figure["boxes"]}
+    present = {box.mark.class_name for card in cards for figure in card.figures for box in figure.boxes}
     body = render(
         "gallery.html",
         runs=shown.names,
@@ -99,23 +120,23 @@ def _card(
     marks: Sequence[Marks],
     threshold: float,
     open_image: Callable[[ImageRecord], Image.Image],
-) -> dict[str, list[dict[str, list[_Box]]] | object]:
+) -> _Card:
     height, width = record.image_size
     letter = max(width, height) / 31
     figures = []
     for each in marks:
         found = each.of_image(record.id, _LOWEST_THRESHOLD)
         boxes = [_box(mark, threshold, width, letter) for mark in reversed(found)]  # the best on top
-        figures.append({"boxes": boxes, "told": told([box.mark for box in boxes if box.shown])})
-    return {
-        "id": record.id,
-        "reason": reason,
-        "width": width,
-        "height": height,
-        "letter": round(letter, 1),
-        "picture": thumbnail(open_image(record)),
-        "figures": figures,
-    }
+        figures.append(_Figure(boxes, told([box.mark for box in boxes if box.shown])))
+    return _Card(
+        id=record.id,
+        reason=reason,
+        width=width,
+        height=height,
+        letter=round(letter, 1),
+        picture=thumbnail(open_image(record)),
+        figures=figures,
+    )
 
 
 def told(marks: Sequence[Mark]) -> str:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data.records import VOC_CLASSES, ImageRecord
 from evaluation.detections import Detections
-from evaluation.error_breakdown import FALSE_POSITIVES, KINDS, ErrorBreakdown
+from evaluation.error_breakdown import ErrorBreakdown
+from evaluation.error_kinds import FALSE_POSITIVES, KINDS
 
 MISSED, DIFFICULT = "missed", "difficult"
 # All that a mark can be, in the order of the legend.

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from evaluation.average_precision import EvaluationResult, Metric
+from evaluation.average_precision import EvaluationResult
 from evaluation.bootstrap import Interval
+from evaluation.matching import Metric
 
 from .bars import IntervalRow, interval_chart
 from .charts import Series, chart_grid, line_chart
@@ -41,8 +42,8 @@ def _note(shown: Comparison) -> str:
     )
     if len(shown.runs) > 1:
         note += (
-            " Differences are paired image by image; bold where the interval excludes zero. It says how far other images"
-            " would move the figure, and nothing of other seeds."
+            " Differences are paired image by image; bold where the interval excludes zero. It says how far other"
+            " images would move the figure, and nothing of other seeds."
         )
     return note
 

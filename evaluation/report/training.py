@@ -37,9 +37,7 @@ def curves_section(shown: Comparison) -> Section:
         caption = _EXPLAINED.get(name, name)
         figures.append((caption, _chart(runs, caption, lambda e, name=name: e.losses.get(name))))
     body = chart_grid(figures, names=shown.names)
-    return Section(
-        "curves", "Training curves", body + _numbers(runs), "Means over the training images of each epoch."
-    )
+    return Section("curves", "Training curves", body + _numbers(runs), "Means over the training images of each epoch.")
 
 
 def time_section(shown: Comparison) -> Section:
@@ -58,7 +56,9 @@ def time_section(shown: Comparison) -> Section:
             Cell(f"{percent(wait)} %", value=wait), Cell(f"{percent(targets)} %", value=targets),
         ])  # fmt: skip
     per_image = [1000 * median(run.times.epochs) / max(run.times.images, 1) for run in shown.runs]
-    bars = [Bars(run.name, [value], place) for place, (run, value) in enumerate(zip(shown.runs, per_image, strict=True))]
+    bars = [
+        Bars(run.name, [value], place) for place, (run, value) in enumerate(zip(shown.runs, per_image, strict=True))
+    ]
     body = table(columns, rows, caption="Time of training, validation apart", styles=range(len(rows)))
     if len(rows) > 1:
         chart = bar_chart([""], bars, title="Milliseconds an image, a bar a run", text=lambda v: f"{v:.0f} ms")
