@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from data.errors import DetectionsError
 from data.records import LABEL_OF_CLASS, ImageRecord
 
-from .average_precision import Metric
 from .detections import Detections
-from .ground_truth import join_ground_truth, match_truth
-from .matching import IOU_THRESHOLDS
+from .ground_truth import join_ground_truth
+from .matching import Metric, match_detections
 from .weighted_precision import RankedClass, rank_class, weighted_average_precision
 
 Table = NDArray[np.float64]  # AP [R, C, T] over resamples, classes and IoU thresholds; NaN where nothing is to find
@@ -121,7 +120,7 @@ def _rank(detections: Detections, records: Sequence[ImageRecord], metric: Metric
         raise DetectionsError("expected an object to find in these images, found none: there is no AP to resample")
     place = np.argsort(np.argsort(np.array(detections.image_ids)))
     ranked = []
-    for name, match in match_truth(detections, truth, metric, IOU_THRESHOLDS).items():
+    for name, match in match_detections(detections, truth.targets, metric).items():
         sought = (truth.labels == LABEL_OF_CLASS[name]) & ~truth.difficult
         positives = np.bincount(place[truth.image_index[sought]], minlength=len(place))
         ranked.append(rank_class(name, match, place[detections.image_index[match.detections]], positives))

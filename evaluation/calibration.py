@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from data.errors import DetectionsError
 from data.records import ImageRecord
 
-from .average_precision import Metric
 from .detections import Detections
-from .ground_truth import join_ground_truth, match_truth
+from .ground_truth import join_ground_truth
+from .matching import Metric, match_detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,8 @@ def calibration(
         raise DetectionsError(
             f"expected scores in 0..1 to judge them as probabilities, found {detections.scores[outside[0]]:g}"
         )
-    found = match_truth(detections, join_ground_truth(detections, records), metric, [iou]).values()
+    truth = join_ground_truth(detections, records)
+    found = match_detections(detections, truth.targets, metric, [iou]).values()
     counted = np.concatenate([match.detections[~match.ignored[0]] for match in found])
     true_positive = np.concatenate([match.true_positive[0][~match.ignored[0]] for match in found])
     scores = detections.scores[counted].astype(np.float64)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from data.records import ImageRecord
 
-from .average_precision import Metric, average_precision
+from .average_precision import average_precision
 from .detections import Detections
-from .ground_truth import join_ground_truth, match_truth
-from .matching import ClassMatches
+from .ground_truth import join_ground_truth
+from .matching import ClassMatches, Metric, match_detections
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def precision_recall_curves(
 
     Raises DetectionsError where detections and records do not cover the same images.
     """
-    matches = match_truth(detections, join_ground_truth(detections, records), metric, [iou])
+    matches = match_detections(detections, join_ground_truth(detections, records).targets, metric, [iou])
     return {name: _curve(match, detections.scores, metric) for name, match in matches.items() if match.num_positives}
 
 

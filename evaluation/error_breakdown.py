@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 
 from data.records import LABEL_OF_CLASS, VOC_CLASSES, ImageRecord
 
-from .average_precision import Metric
 from .confusion import confusion_matrix
 from .detections import Detections
 from .error_costs import average_after
 from .error_kinds import ERRORS, FALSE_POSITIVES, KINDS, TOTALS, Judged, judge
-from .ground_truth import join_ground_truth, match_truth
+from .ground_truth import join_ground_truth
+from .matching import Metric, match_detections
 
 __all__ = ["ERRORS", "KINDS", "TOTALS", "ErrorBreakdown", "error_breakdown"]
 
@@ -113,7 +113,7 @@ def error_breakdown(
     if not 0 < background_iou <= iou <= 1:
         raise ValueError(f"expected 0 < background_iou ≤ iou ≤ 1, found {background_iou} and {iou}")
     truth = join_ground_truth(detections, records)
-    matches = match_truth(detections, truth, metric, [iou])
+    matches = match_detections(detections, truth.targets, metric, [iou])
     judged = judge(detections, truth, matches, iou, background_iou)
     before = average_after(judged, (), metric)
     cost: dict[str, float] = {}

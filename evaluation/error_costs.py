@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from data.records import LABEL_OF_CLASS
 
-from .average_precision import Metric, average_precision
+from .average_precision import average_precision
 from .error_kinds import FALSE_POSITIVES, KINDS, Judged
+from .matching import Metric
 
 _CORRECTED = ("classification", "localisation")
 

@@ -56,8 +56,8 @@ def judge(
     for match in matches.values():
         true = match.true_positive[0]
         kind[match.detections[true]] = _TRUE_POSITIVE
-        pointed[match.detections[true]] = match.objects[true]
-        found[match.objects[true]] = True
+        pointed[match.detections[true]] = match.matched[0][true]
+        found[match.matched[0][true]] = True
         false_positive[match.detections[match.false_positive[0]]] = True
     rows = np.flatnonzero(false_positive)
     overlaps = most_overlapped(detections, truth, rows)

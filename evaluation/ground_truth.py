@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from data.errors import DetectionsError
 from data.records import ImageRecord, Target
 
-from .average_precision import Metric
 from .detections import Detections
-from .matching import ClassMatches, match_detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +53,3 @@ def join_ground_truth(detections: Detections, records: Sequence[ImageRecord]) ->
         difficult=np.concatenate([np.zeros(0, np.bool_), *(target.difficult for target in targets)]),
         boxes_xyxy_orig=np.concatenate([np.zeros((0, 4), np.float32), *(target.boxes_xyxy_orig for target in targets)]),
     )
-
-
-def match_truth(
-    detections: Detections, truth: GroundTruth, metric: Metric, thresholds: Sequence[float]
-) -> dict[str, ClassMatches]:
-    """Return what became of the detections by the metric's own rule, by class."""
-    del metric
-    return match_detections(detections, truth.targets, thresholds)

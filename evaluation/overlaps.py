@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .detections import Detections
 from .ground_truth import GroundTruth
-from .matching import _iou
+from .pairing import _iou
 
 
 @dataclass(frozen=True, eq=False)

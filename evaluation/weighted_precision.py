@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .average_precision import Metric
-from .matching import ClassMatches
+from .matching import ClassMatches, Metric
 
 Weights = NDArray[np.int32]
+
+_COCO_RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +91,15 @@ def _cumulative_at_true(ranked: RankedClass, weights: Weights) -> NDArray[np.int
 
 def _needed(positives: NDArray[np.int64], metric: Metric) -> NDArray[np.int64]:
     """Return how many true positives reach each point of recall, [P, R]."""
-    del metric
-    needed: NDArray[np.int64] = np.maximum(-(-np.arange(11)[:, None] * positives // 10), 1)
+    needed: NDArray[np.int64]
+    if metric == "voc07":
+        needed = np.maximum(-(-np.arange(11)[:, None] * positives // 10), 1)
+        return needed
+    recall = _COCO_RECALLS[:, None]
+    # Compared as COCO's tools compare: by the rounded quotient, which may want one more or one less than the ceiling.
+    near = np.ceil(recall * positives).astype(np.int64) + np.arange(-1, 2)[:, None, None]
+    reaches = near / np.maximum(positives, 1) >= recall
+    needed = np.maximum(np.where(reaches, near, near[-1]).min(axis=0), 1)
     return needed
 
 
