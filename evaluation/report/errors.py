@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from data.records import VOC_CLASSES
-from evaluation.error_breakdown import ERRORS, KINDS, TOTALS
+from evaluation.error_kinds import ERRORS, KINDS, TOTALS
 
 from .bars import Bars, bar_chart
 from .charts import chart_grid
@@ -41,8 +41,8 @@ def errors_section(shown: Comparison) -> Section:
     body += table(columns, rows, caption="How many of each, at all scores", styles=range(len(rows)))
     note = (
         "Localisation: right class, IoU 0.10 to 0.50. Classification: wrong class, IoU of 0.50 or more. Both: wrong"
-        " class, IoU 0.10 to 0.50. Duplicate: the object is found already. Background: nothing near. Missed: no detection"
-        " comes near the object. The costs do not add up, since errors hide each other (TIDE, Bolya et al. 2020)."
+        " class, IoU 0.10 to 0.50. Duplicate: the object is found already. Background: nothing near. Missed: no"
+        " detection comes near the object. The costs do not add up, since errors hide each other (TIDE, Bolya et al. 2020)."
     )
     return Section("errors", "Errors and what they cost", body, note)
 
