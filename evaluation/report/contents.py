@@ -30,7 +30,7 @@ def report_page(shown: Comparison, open_image: OpenImage | None, count: int, mis
     pictures = missing_gallery_section(missing) if open_image is None else gallery_section(shown, open_image, count)
     return build_page(
         _title(shown),
-        [*report_sections(shown), pictures, time_section(shown), settings_section(shown)],
+        [*report_sections(shown), pictures, time_section(shown)],
         facts=_facts(shown),
         caveats=caveats(shown.runs, shown.runs[shown.baseline]),
     )
@@ -40,6 +40,7 @@ def report_sections(shown: Comparison) -> list[Section]:
     """Return the sections of figures, for this page or as part of another one."""
     return [
         summary_section(shown),
+        settings_section(shown),
         curves_section(shown),
         classes_section(shown),
         curves_of_classes_section(shown),

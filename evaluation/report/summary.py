@@ -108,7 +108,7 @@ def _by_iou(shown: Comparison) -> Markup:
 
 def _definitions(shown: Comparison) -> Markup:
     columns = [Column("run", numeric=False)]
-    columns += [Column(f"{METRIC_NAMES.get(m, m)}: {what}") for m in METRICS for what in ("mAP", "AP50")]
+    columns += [Column(what, group=METRIC_NAMES[metric]) for metric in METRICS for what in ("mAP", "AP50")]
     rows = []
     for run, analysis in zip(shown.runs, shown.analyses, strict=True):
         figures = [figure for metric in METRICS for figure in _two(analysis.results[metric])]

@@ -1,4 +1,4 @@
-"""Folders of finished runs as `train` leaves them, in no time: detections are jittered ground truth, no student trained.
+"""Folders of finished runs as `train` leaves them, in no time: detections are jittered ground truth, untrained.
 
 `tests/pipeline/test_report.py` holds them against the folder of a run that was really trained.
 """
