@@ -18,6 +18,7 @@ from .settings import settings_section
 from .summary import summary_section
 from .training import curves_section, time_section
 
+_LONGEST_TITLE = 60
 OpenImage = Callable[[ImageRecord], Image.Image]
 
 
@@ -54,9 +55,8 @@ def _title(shown: Comparison) -> str:
     names = shown.names
     if len(names) == 1:
         return names[0]
-    if len(names) <= 3:
-        return " · ".join(names)
-    return f"{len(names)} runs against {names[shown.baseline]}"
+    joined = " · ".join(names)
+    return joined if len(joined) <= _LONGEST_TITLE else f"{len(names)} runs against {names[shown.baseline]}"
 
 
 def _facts(shown: Comparison) -> list[str]:
