@@ -417,6 +417,8 @@ def debug_batch(**flags: Any) -> None:
                  help="Pictures, of the images that matter most; 0 for none."),
     click.option("--set", "image_set", type=click.Choice(["val", "test"]), default="val", show_default=True,
                  help="Report the validation or the test images."),
+    click.option("--resamples", type=click.IntRange(100), default=1000, show_default=True, metavar="N",
+                 help="Behind each interval over images."),
 )  # fmt: skip
 def report_verb(**flags: Any) -> None:
     """Compare finished runs in one HTML file.

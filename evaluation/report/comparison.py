@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -17,6 +17,7 @@ from evaluation.matching import Metric
 from .run import Run
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
+Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,24 +55,33 @@ class Comparison:
         return [run.name for run in self.runs]
 
 
-def compare(runs: Sequence[Run], baseline: int, image_set: str, records: Sequence[ImageRecord]) -> Comparison:
+def compare(
+    runs: Sequence[Run], baseline: int, image_set: str, records: Sequence[ImageRecord], resamples: int, tick: Tick
+) -> Comparison:
     """Return the comparison of runs whose detections are all of these records.
+
+    resamples: behind each interval.  tick: called with how many more are done, of a run's own interval and of that of
+    its difference to the baseline.
 
     Raises DetectionsError where detections are of other images.
     """
     analyses = tuple(
-        _analyse(run, None if place == baseline else runs[baseline], records) for place, run in enumerate(runs)
+        _analyse(run, None if place == baseline else runs[baseline], records, resamples, tick)
+        for place, run in enumerate(runs)
     )
     return Comparison(tuple(runs), baseline, image_set, tuple(records), analyses)
 
 
-def _analyse(run: Run, baseline: Run | None, records: Sequence[ImageRecord]) -> Analysis:
+def _analyse(run: Run, baseline: Run | None, records: Sequence[ImageRecord], resamples: int, tick: Tick) -> Analysis:
     found = run.detections
+    gain = None
+    if baseline is not None:
+        gain = paired_bootstrap(baseline.detections, found, records, resamples=resamples, tick=tick)
     return Analysis(
         results={metric: evaluate(found, records, metric) for metric in METRICS},
         curves=precision_recall_curves(found, records),
         breakdown=error_breakdown(found, records),
         calibration=calibration(found, records),
-        interval=bootstrap(found, records),
-        gain=None if baseline is None else paired_bootstrap(baseline.detections, found, records),
+        interval=bootstrap(found, records, resamples=resamples, tick=tick),
+        gain=gain,
     )
