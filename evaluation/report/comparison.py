@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
+
 from data.records import ImageRecord
 from evaluation.average_precision import EvaluationResult, evaluate
 from evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
 from evaluation.calibration import Calibration, calibration
 from evaluation.curves import Curve, precision_recall_curves
+from evaluation.detections import Detections
 from evaluation.error_breakdown import ErrorBreakdown, error_breakdown
 from evaluation.matching import Metric
 
 from .run import Run
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
+THRESHOLDS = (0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01, 0.005)
 Tick = Callable[[int], None]
 
 
@@ -40,13 +44,15 @@ class Analysis:
 class Comparison:
     """Runs on the same images. baseline: place of the run that the others are compared with.
 
-    image_set: the images' name, `2007:val`.  records: these images.  analyses: one a run.
+    image_set: the images' name, `2007:val`.  records: these images.  threshold: the score from which on single
+    detections are shown and confusions counted.  analyses: one a run.
     """
 
     runs: tuple[Run, ...]
     baseline: int
     image_set: str
     records: tuple[ImageRecord, ...]
+    threshold: float
     analyses: tuple[Analysis, ...]
 
     @property
@@ -65,23 +71,32 @@ def compare(
 
     Raises DetectionsError where detections are of other images.
     """
-    analyses = tuple(
-        _analyse(run, None if place == baseline else runs[baseline], records, resamples, tick)
-        for place, run in enumerate(runs)
-    )
-    return Comparison(tuple(runs), baseline, image_set, tuple(records), analyses)
+    threshold = usual_threshold([run.detections for run in runs])
+    analyses = []
+    for place, run in enumerate(runs):
+        found = run.detections
+        gain = None
+        if place != baseline:
+            gain = paired_bootstrap(runs[baseline].detections, found, records, resamples=resamples, tick=tick)
+        analyses.append(
+            Analysis(
+                results={metric: evaluate(found, records, metric) for metric in METRICS},
+                curves=precision_recall_curves(found, records),
+                breakdown=error_breakdown(found, records, confusion_score=threshold),
+                calibration=calibration(found, records),
+                interval=bootstrap(found, records, resamples=resamples, tick=tick),
+                gain=gain,
+            )
+        )
+    return Comparison(tuple(runs), baseline, image_set, tuple(records), threshold, tuple(analyses))
 
 
-def _analyse(run: Run, baseline: Run | None, records: Sequence[ImageRecord], resamples: int, tick: Tick) -> Analysis:
-    found = run.detections
-    gain = None
-    if baseline is not None:
-        gain = paired_bootstrap(baseline.detections, found, records, resamples=resamples, tick=tick)
-    return Analysis(
-        results={metric: evaluate(found, records, metric) for metric in METRICS},
-        curves=precision_recall_curves(found, records),
-        breakdown=error_breakdown(found, records),
-        calibration=calibration(found, records),
-        interval=bootstrap(found, records, resamples=resamples, tick=tick),
-        gain=gain,
-    )
+def usual_threshold(detections: Sequence[Detections]) -> float:
+    """Return the score from which on single detections are worth showing.
+
+    0.3; for weak detectors the highest of THRESHOLDS at which one of them finds something in every image on average.
+    """
+    for threshold in THRESHOLDS:
+        if any(int(np.sum(found.scores >= threshold)) >= len(found.image_ids) for found in detections):
+            return threshold
+    return THRESHOLDS[-1]

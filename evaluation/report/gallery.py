@@ -20,7 +20,7 @@ from .thumbnails import thumbnail
 # The outline of each kind, as dashes; its colour is in the style sheet, by its place in MARK_KINDS.
 DASHES: Mapping[str, str] = {
     "true positive": "", "classification": "9 4", "localisation": "4 3", "both": "9 3 2 3", "duplicate": "14 4",
-    "background": "6 2", MISSED: "2 3", "ignored": "1 3", DIFFICULT: "1 5",
+    "background": "6 2", MISSED: "2 3", "ignored": "", DIFFICULT: "2 4",
 }  # fmt: skip
 _EXPLAINED: Mapping[str, str] = {
     "true positive": "found, IoU of 0.50 or more",
@@ -33,7 +33,7 @@ _EXPLAINED: Mapping[str, str] = {
     "ignored": "a detection on a difficult object, counts nowhere",
     DIFFICULT: "an object that need not be found",
 }
-_USUAL_THRESHOLD, _LOWEST_THRESHOLD, _STEP = 0.3, 0.05, 0.05
+_LOWEST_THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,13 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         Marks(run.detections, analysis.breakdown, shown.records)
         for run, analysis in zip(shown.runs, shown.analyses, strict=True)
     ]
-    threshold = usual_threshold(shown)
+    threshold = shown.threshold
+    lowest = min(_LOWEST_THRESHOLD, threshold)
     ids = [record.id for record in shown.records]
     chosen = choose_images(np.stack([each.errors(ids, threshold) for each in marks]), count)
-    cards = [_card(shown.records[place], reason, marks, threshold, open_image) for place, reason in chosen.items()]
+    cards = [
+        _card(shown.records[place], reason, marks, (threshold, lowest), open_image) for place, reason in chosen.items()
+    ]
     present = {box.mark.class_name for card in cards for figure in card.figures for box in figure.boxes}
     body = render(
         "gallery.html",
@@ -91,8 +94,8 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         classes=[name for name in VOC_CLASSES if name in present],
         kinds=[(kind, DASHES[kind], _EXPLAINED[kind]) for kind in MARK_KINDS],
         threshold=threshold,
-        lowest=_LOWEST_THRESHOLD,
-        step=_STEP,
+        lowest=lowest,
+        decimals=2 if lowest == _LOWEST_THRESHOLD else 3,
     )
     return Section("pictures", "Pictures", body, how_chosen(list(chosen.values()), len(ids), threshold))
 
@@ -102,30 +105,19 @@ def missing_gallery_section(reason: str) -> Section:
     return Section("pictures", "Pictures", render("no_gallery.html", reason=reason))
 
 
-def usual_threshold(shown: Comparison) -> float:
-    """Return the score threshold that pictures start with.
-
-    0.3, or, for weak detectors, the highest step below at which some run has a detection an image on average.
-    """
-    steps = np.arange(_USUAL_THRESHOLD, _LOWEST_THRESHOLD - 1e-9, -_STEP).round(2)
-    for threshold in steps.tolist():
-        if any(int(np.sum(run.detections.scores >= threshold)) >= len(shown.records) for run in shown.runs):
-            return float(threshold)
-    return _LOWEST_THRESHOLD
-
-
 def _card(
     record: ImageRecord,
     reason: str,
     marks: Sequence[Marks],
-    threshold: float,
+    thresholds: tuple[float, float],
     open_image: Callable[[ImageRecord], Image.Image],
 ) -> _Card:
+    threshold, lowest = thresholds
     height, width = record.image_size
     letter = max(width, height * 4 / 3) / 31  # as large on every picture, which all stand in frames of 4:3
     figures = []
     for each in marks:
-        found = each.of_image(record.id, _LOWEST_THRESHOLD)
+        found = each.of_image(record.id, lowest)
         boxes = [_box(mark, threshold, record.image_size, letter) for mark in reversed(found)]  # the best on top
         figures.append(_Figure(boxes, told([box.mark for box in boxes if box.shown])))
     return _Card(
@@ -155,7 +147,7 @@ def _box(mark: Mark, threshold: float, image_size: tuple[int, int], letter: floa
         label_y = below if below < height else y2 - letter * 0.35
     else:
         label_y = above if above > letter else min(y1 + letter, y2)
-    runs_out = x1 + 0.6 * letter * len(label) > width
+    runs_out = x1 + 0.66 * letter * len(label) > width
     return _Box(
         mark=mark,
         kind=MARK_KINDS.index(mark.kind),
