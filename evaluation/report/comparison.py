@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -20,7 +21,8 @@ from evaluation.matching import Metric
 from .run import Run
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
-THRESHOLDS = (0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01, 0.005)
+THRESHOLDS = (0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
+_WEAK_DETECTIONS_PER_IMAGE = 3
 Tick = Callable[[int], None]
 
 
@@ -94,9 +96,15 @@ def compare(
 def usual_threshold(detections: Sequence[Detections]) -> float:
     """Return the score from which on single detections are worth showing.
 
-    0.3; for weak detectors the highest of THRESHOLDS at which one of them finds something in every image on average.
+    The highest of THRESHOLDS at which one of the detectors finds something in every image on average; of weaker ones,
+    the score at which the first to do so finds three times as much.
     """
     for threshold in THRESHOLDS:
         if any(int(np.sum(found.scores >= threshold)) >= len(found.image_ids) for found in detections):
             return threshold
-    return THRESHOLDS[-1]
+    least = 0.001
+    for found in detections:
+        wanted = min(_WEAK_DETECTIONS_PER_IMAGE * len(found.image_ids), len(found))
+        if wanted:
+            least = max(least, math.floor(1000 * float(np.sort(found.scores)[-wanted])) / 1000)
+    return least

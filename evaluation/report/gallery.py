@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from PIL import Image
 from data.records import VOC_CLASSES, ImageRecord
 
 from .choice import choose_images, how_chosen
-from .comparison import Comparison
+from .comparison import THRESHOLDS, Comparison
 from .marks import DIFFICULT, MARK_KINDS, MISSED, Mark, Marks
 from .page import Section, render
 from .thumbnails import thumbnail
@@ -33,7 +34,24 @@ _EXPLAINED: Mapping[str, str] = {
     "ignored": "a detection on a difficult object, counts nowhere",
     DIFFICULT: "an object that need not be found",
 }
-_LOWEST_THRESHOLD = 0.05
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scale of score thresholds. decimals: with which they are written."""
+
+    lowest: float
+    highest: float
+    step: float
+    decimals: int
+
+    @classmethod
+    def around(cls, threshold: float, best_score: float) -> _Scores:
+        """Return the usual scale; one of finer steps where detectors are so weak that it would hold nothing."""
+        if threshold >= THRESHOLDS[-1]:
+            return cls(THRESHOLDS[-1], 0.95, 0.05, 2)
+        lowest = max(0.001, math.floor(500 * threshold) / 1000)
+        return cls(lowest, max(threshold, math.floor(1000 * best_score) / 1000), 0.001, 3)
 
 
 @dataclass(frozen=True)
@@ -80,11 +98,12 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         for run, analysis in zip(shown.runs, shown.analyses, strict=True)
     ]
     threshold = shown.threshold
-    lowest = min(_LOWEST_THRESHOLD, threshold)
+    scores = _Scores.around(threshold, max(float(run.detections.scores.max(initial=0)) for run in shown.runs))
     ids = [record.id for record in shown.records]
     chosen = choose_images(np.stack([each.errors(ids, threshold) for each in marks]), count)
     cards = [
-        _card(shown.records[place], reason, marks, (threshold, lowest), open_image) for place, reason in chosen.items()
+        _card(shown.records[place], reason, marks, (threshold, scores.lowest), open_image)
+        for place, reason in chosen.items()
     ]
     present = {box.mark.class_name for card in cards for figure in card.figures for box in figure.boxes}
     body = render(
@@ -94,8 +113,7 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         classes=[name for name in VOC_CLASSES if name in present],
         kinds=[(kind, DASHES[kind], _EXPLAINED[kind]) for kind in MARK_KINDS],
         threshold=threshold,
-        lowest=lowest,
-        decimals=2 if lowest == _LOWEST_THRESHOLD else 3,
+        scores=scores,
     )
     return Section("pictures", "Pictures", body, how_chosen(list(chosen.values()), len(ids), threshold))
 

@@ -57,7 +57,7 @@ def _runs_table(shown: Comparison) -> Markup:
     rows = []
     for place, (run, analysis) in enumerate(zip(shown.runs, shown.analyses, strict=True)):
         row = [
-            Cell(run.name, note="the baseline of the differences" if compared and place == shown.baseline else ""),
+            Cell(run.name, note="baseline of Δ" if compared and place == shown.baseline else ""),
             Cell(run.arm, note=run.backbone),
             Cell(str(run.seed), value=run.seed),
         ]
