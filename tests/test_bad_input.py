@@ -281,7 +281,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("given", [[], ["--checkpoint", "a.pth", "--detections", "d"]], ids=["neither", "both"])
     def test_eval_wants_a_checkpoint_or_detections(self, given: list[str]) -> None:
-        refused(run("eval", *given), 2, "give either --checkpoint or --detections")
+        refused(run("eval", *given), 2, "give one of --checkpoint, --detections and --compare")
 
     def test_eval_refuses_detections_that_are_not_there(self, devkit: Path, tmp_path: Path) -> None:
         refused(run("eval", "--detections", tmp_path / "none", "--voc-root", devkit), 1, "no such folder of detections")
