@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def curve_figure(lines: Mapping[str, Mapping[str, Curve]], title: str) -> bytes:
 
     lines: curves by class, by what a line is called: a run, or an IoU threshold; 1 … MAX_LINES of them.  The precision
     is drawn as the envelope that area AP is measured under, over the raw one, pale, where there is one line only.
-    Titles say AP in percent, a figure a line.
+    Panels say AP in percent, a figure a line.
 
     Raises ValueError for no line or too many.
     """
@@ -49,7 +50,8 @@ def curve_figure(lines: Mapping[str, Mapping[str, Curve]], title: str) -> bytes:
     # A narrow figure would have no room for its legend.
     width = max(across * _PANEL_INCHES, 6.0)
     figure = Figure(figsize=(width, down * (_PANEL_INCHES + 0.35) + 1.1), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=13, parse_math=False)
+    order = "" if len(lines) == 1 else ", in the order of the lines"
+    figure.suptitle(f"{title}\neach class (objects): AP in percent{order}", fontsize=12, parse_math=False)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for name, axis in zip(classes, grid.flat, strict=False):
         _draw_class(axis, name, {line: curves.get(name) for line, curves in lines.items()})
@@ -59,8 +61,9 @@ def curve_figure(lines: Mapping[str, Mapping[str, Curve]], title: str) -> bytes:
         # Of each column the lowest panel that is there has the numbers.
         lowest = max(row for row in range(down) if row * across + place < max(len(classes), 1))
         grid[lowest, place].tick_params(labelbottom=True)
-    figure.supxlabel("recall", fontsize=11)
-    figure.supylabel("precision", fontsize=11)
+        if place == across // 2:
+            grid[lowest, place].set_xlabel("recall", fontsize=11)
+    grid[(down - 1) // 2, 0].set_ylabel("precision", fontsize=11)
     if len(lines) > 1:
         handles = [Line2D([], [], label=line, **_style(number)) for number, line in enumerate(lines)]
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(lines)), fontsize=10,
@@ -75,7 +78,7 @@ def curve_figure(lines: Mapping[str, Mapping[str, Curve]], title: str) -> bytes:
 def _draw_class(axis: Axes, name: str, curves: Mapping[str, Curve | None]) -> None:
     averages = ["–" if curve is None else f"{100 * curve.average_precision:.1f}" for curve in curves.values()]
     objects = next(curve.num_positives for curve in curves.values() if curve is not None)
-    axis.set_title(f"{name}, {objects:,}\nAP {' · '.join(averages)}", fontsize=10)
+    axis.set_title(f"{name} ({objects:,})\n{' · '.join(averages)}", fontsize=10)
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.02)
     ticks = (0.0, 0.5, 1.0)
@@ -102,6 +105,6 @@ def _steps(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> tuple
     return x, y
 
 
-def _style(number: int) -> dict[str, object]:
+def _style(number: int) -> dict[str, Any]:
     colour, dashes = _STYLES[number]
     return {"color": colour, "linewidth": 1.6, "dashes": dashes or (1, 0)}

@@ -117,7 +117,7 @@ def draw_curves(detections: Detections, records: Sequence[ImageRecord], folder: 
     lines = {f"IoU ≥ {iou:.2f}": precision_recall_curves(detections, records, metric, iou) for iou in (0.5, 0.75)}
     images = f"{len(records):,} image{'' if len(records) == 1 else 's'}"
     path = folder / "precision-recall.png"
-    path.write_bytes(curve_figure(lines, f"Precision and recall ({metric}), {images}; objects and AP in percent"))
+    path.write_bytes(curve_figure(lines, f"Precision and recall ({metric}), {images}"))
     return path
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from rich.console import Console
 from torch import Tensor
 
 import features.tiny
@@ -26,7 +28,7 @@ from evaluation.agreement import REGIONS, cell_regions
 from evaluation.agreement_table import Agreement
 from pipeline.agreement import measure_agreement
 from pipeline.agreement_targets import AgreementRequest, AgreementTargets
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, save_checkpoint
 from pipeline.config import Distillation
 from pipeline.dataset import TrainingImages, collate_loaded, plain_batches
 from pipeline.extract import extract
@@ -49,6 +51,18 @@ def val_records(devkit: Path) -> list[ImageRecord]:
     return read_voc(devkit, ("2007:val",))
 
 
+@pytest.fixture(scope="module")
+def distilled(devkit: Path, store: Path, records: list[ImageRecord]) -> Checkpoint:
+    """With everything on."""
+    return checkpoint_of(devkit, records, from_store(store))
+
+
+@pytest.fixture(scope="module")
+def whole(distilled: Checkpoint, val_store: Path, val_records: list[ImageRecord]) -> Agreement:
+    """Of the same checkpoint, held out."""
+    return agreement_of(distilled, val_store, val_records)
+
+
 def checkpoint_of(
     devkit: Path, records: list[ImageRecord], distillation: Distillation, *, resumable: bool = True
 ) -> Checkpoint:
@@ -59,11 +73,19 @@ def checkpoint_of(
 
 
 def agreement_of(
-    checkpoint: Checkpoint, store: Path, records: list[ImageRecord], sets: tuple[str, ...] = ("2007:val",), **named: str
+    checkpoint: Checkpoint, store: Path, records: list[ImageRecord], voc_root: Path | None = None, **named: str
 ) -> Agreement:
-    targets = AgreementTargets(AgreementRequest((store,), **named), checkpoint, records, sets)
-    student = checkpoint.build_student(CPU)
-    return measure_agreement(checkpoint, student, records, targets, CPU, voc_root=checkpoint.config.voc_root)
+    targets = AgreementTargets(AgreementRequest((store,), **named), checkpoint, records, ("2007:val",))
+    student, root = checkpoint.build_student(CPU), voc_root or checkpoint.config.voc_root
+    return measure_agreement(checkpoint, student, records, targets, CPU, voc_root=root)
+
+
+def lines_of(agreement: Agreement) -> list[str]:
+    """The tables as a terminal of 80 columns shows them."""
+    console = Console(width=80, file=io.StringIO(), markup=False)
+    console.print(*agreement.tables())
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
 
 
 def seen(checkpoint: Checkpoint, records: list[ImageRecord]) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,10 +108,20 @@ def stored(store: Path, records: list[ImageRecord], teacher: str, name: str) -> 
 
 @pytest.mark.parametrize("tap", ["backbone", "neck"])
 def test_cosines_are_those_of_the_adapted_map_and_the_training_target(
-    devkit: Path, store: Path, val_store: Path, records: list[ImageRecord], val_records: list[ImageRecord], tap: Any
+    devkit: Path,
+    store: Path,
+    val_store: Path,
+    records: list[ImageRecord],
+    val_records: list[ImageRecord],
+    distilled: Checkpoint,
+    whole: Agreement,
+    tap: str,
 ) -> None:
-    checkpoint = checkpoint_of(devkit, records, from_store(store, feature_tap=tap))
-    found = agreement_of(checkpoint, val_store, val_records).features
+    checkpoint, agreement = distilled, whole
+    if tap == "neck":
+        checkpoint = checkpoint_of(devkit, records, from_store(store, feature_tap="neck"))
+        agreement = agreement_of(checkpoint, val_store, val_records)
+    found = agreement.features
     assert found is not None
     assert found.cosine is not None
     assert (found.tap, found.teacher, found.why_no_cosine) == (tap, "tiny_dino", None)
@@ -117,14 +149,9 @@ def test_cosines_are_those_of_the_adapted_map_and_the_training_target(
 
 
 def test_a_map_that_is_the_target_agrees_entirely_and_its_shuffled_control_does_not(
-    devkit: Path,
-    store: Path,
-    records: list[ImageRecord],
-    val_store: Path,
-    val_records: list[ImageRecord],
-    monkeypatch: pytest.MonkeyPatch,
+    distilled: Checkpoint, val_store: Path, val_records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = checkpoint_of(devkit, records, from_store(store))
+    checkpoint = distilled
     assert checkpoint.training is not None
     state = checkpoint.training["objective"]
     features, _, _ = seen(checkpoint, val_records)
@@ -144,46 +171,58 @@ def test_a_map_that_is_the_target_agrees_entirely_and_its_shuffled_control_does_
     assert found.cka_shuffled < found.cka
 
 
+@pytest.mark.parametrize("loss", ["kl", "binary"])
 def test_kl_is_the_training_loss_on_these_images(
-    devkit: Path, store: Path, records: list[ImageRecord], val_store: Path, val_records: list[ImageRecord]
+    devkit: Path,
+    store: Path,
+    records: list[ImageRecord],
+    val_store: Path,
+    val_records: list[ImageRecord],
+    distilled: Checkpoint,
+    whole: Agreement,
+    loss: str,
 ) -> None:
     teacher = stored(val_store, val_records, "tiny_clip", "logits")
-    for loss, measure in (("kl", logit_kl), ("binary", binary_kl)):
-        checkpoint = checkpoint_of(devkit, records, from_store(store, logit_loss=loss, temperature=3.0))
+    if loss == "kl":
+        found, expected = whole.logits, logit_kl(seen(distilled, val_records)[2], teacher, 2.0)
+    else:
+        checkpoint = checkpoint_of(devkit, records, from_store(store, logit_loss="binary", temperature=3.0))
         assert checkpoint.training is not None
-        logits = seen(checkpoint, val_records)[2]
-        more = (checkpoint.training["objective"]["centre"],) if loss == "binary" else ()
-        found = agreement_of(checkpoint, val_store, val_records)
-        assert found.logits is not None
-        assert found.logits.kl == pytest.approx(float(measure(logits, teacher, 3.0, *more)), rel=1e-4)
-        assert found.logits.divergence == loss
-        assert found.logit_teacher == "tiny_clip"
+        centre = checkpoint.training["objective"]["centre"]
+        found = agreement_of(checkpoint, val_store, val_records).logits
+        expected = binary_kl(seen(checkpoint, val_records)[2], teacher, 3.0, centre)
+    assert found is not None
+    assert found.kl == pytest.approx(float(expected), rel=1e-4)
+    assert found.divergence == loss
 
 
 class TestHeldOut:
-    def test_images_that_were_not_trained_on(
-        self, devkit: Path, store: Path, records: list[ImageRecord], val_store: Path, val_records: list[ImageRecord]
-    ) -> None:
-        found = agreement_of(checkpoint_of(devkit, records, from_store(store)), val_store, val_records)
-        assert (found.trained_on, found.held_out, found.images) == (0, True, 6)
-        assert found.untrained == ["tiny_dino", "tiny_clip"]
-        assert found.to_json()["held_out"] is True
+    def test_images_that_were_not_trained_on(self, whole: Agreement) -> None:
+        assert (whole.trained_on, whole.held_out, whole.images) == (0, True, 6)
+        assert (whole.logit_teacher, whole.untrained) == ("tiny_clip", ["tiny_dino", "tiny_clip"])
+        assert whole.to_json()["held_out"] is True
 
-    def test_images_that_were_trained_on(self, devkit: Path, store: Path, records: list[ImageRecord]) -> None:
-        """The run's four of twelve, not all of its set."""
-        found = agreement_of(checkpoint_of(devkit, records, from_store(store)), store, records, ("2007:train",))
-        assert (found.trained_on, found.held_out, found.images) == (4, False, 12)
+    def test_images_that_were_trained_on(self, distilled: Checkpoint, store: Path, records: list[ImageRecord]) -> None:
+        """The run's four, not all of its set."""
+        found = agreement_of(distilled, store, records[2:6])
+        assert (found.trained_on, found.held_out, found.images) == (2, False, 4)
+        assert "NOT held out, it was trained on 2 of them" in lines_of(found)[1]
+
+    def test_sets_that_are_not_there_leave_it_open(
+        self, distilled: Checkpoint, store: Path, records: list[ImageRecord], tmp_path: Path
+    ) -> None:
+        found = agreement_of(distilled, store, records[:1], voc_root=tmp_path)
+        assert (found.trained_on, found.held_out) == (None, None)
 
 
 class TestWithoutAnAdapter:
     @pytest.mark.parametrize(
-        ("distillation", "resumable", "why"),
+        ("arm", "why"),
         [
-            (lambda _: Distillation(), True, "is a baseline"),
-            (lambda store: from_store(store, beta=0), True, r"without features \(β = 0\)"),
-            (lambda store: from_store(store), False, r"give the run's student_latest\.pth"),
+            ("baseline", "is a baseline"),
+            ("logits only", r"without features \(β = 0\)"),
+            ("best", r"give the run's student_latest\.pth"),
         ],
-        ids=["baseline", "logits only", "best"],
     )
     def test_cka_is_there_and_why_cosines_are_not(
         self,
@@ -192,28 +231,33 @@ class TestWithoutAnAdapter:
         records: list[ImageRecord],
         val_store: Path,
         val_records: list[ImageRecord],
-        distillation: Callable[[Path], Distillation],
-        resumable: bool,
+        distilled: Checkpoint,
+        whole: Agreement,
+        arm: str,
         why: str,
     ) -> None:
         """All start from the same student, so all have the same CKA."""
-        checkpoint = checkpoint_of(devkit, records, distillation(store), resumable=resumable)
-        found = agreement_of(checkpoint, val_store, val_records).features
-        whole = agreement_of(checkpoint_of(devkit, records, from_store(store)), val_store, val_records).features
+        checkpoint = {
+            "baseline": lambda: checkpoint_of(devkit, records, Distillation()),
+            "logits only": lambda: checkpoint_of(devkit, records, from_store(store, beta=0)),
+            "best": lambda: dataclasses.replace(distilled, training=None),
+        }[arm]()
+        agreement = agreement_of(checkpoint, val_store, val_records)
+        found = agreement.features
         assert found is not None
-        assert whole is not None
+        assert whole.features is not None
         assert found.cosine is None
         assert found.why_no_cosine is not None
         assert re.search(why, found.why_no_cosine)
-        assert whole.cka is not None
-        assert found.cka == pytest.approx(whole.cka, abs=1e-9)
-        assert 0 < whole.cka < 1
+        assert any("no cosine: " in line for line in lines_of(agreement))
+        assert whole.features.cka is not None
+        assert found.cka == pytest.approx(whole.features.cka, abs=1e-9)
+        assert 0 < found.cka < 1
 
     def test_another_teacher_under_the_key_is_told_by_its_field(
         self,
         devkit: Path,
-        store: Path,
-        records: list[ImageRecord],
+        distilled: Checkpoint,
         val_records: list[ImageRecord],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -221,13 +265,14 @@ class TestWithoutAnAdapter:
         identity = features.tiny.TinyDinoTeacher.identity
         monkeypatch.setattr(features.tiny.TinyDinoTeacher, "identity", lambda t: {**identity(t), "layer": "one before"})
         other = extract(extraction(devkit, tmp_path / "s.zarr", voc_sets=("2007:val",), teachers=("tiny_dino",))).store
-        found = agreement_of(checkpoint_of(devkit, records, from_store(store)), other, val_records)
+        found = agreement_of(distilled, other, val_records[:2])
         assert found.features is not None
         assert found.features.why_no_cosine is not None
         assert "layer: then" in found.features.why_no_cosine
         assert "now one before" in found.features.why_no_cosine
         assert found.why_no_logits == "no teacher of the store has logits"
 
+    @pytest.mark.slow
     def test_components_of_another_basis_are_not_compared(
         self, devkit: Path, store: Path, records: list[ImageRecord], val_store: Path, tmp_path: Path
     ) -> None:
@@ -238,8 +283,8 @@ class TestWithoutAnAdapter:
             result = CliRunner().invoke(cli, ["convert-cache", str(path), str(small[-1]), "--pca", "4"])
             assert result.exit_code == 0, result.output
         checkpoint = checkpoint_of(devkit, records, from_store(small[0]))
-        same = agreement_of(checkpoint, small[0], records, ("2007:train",)).features
-        other = agreement_of(checkpoint, small[1], val_records).features
+        same = agreement_of(checkpoint, small[0], records[:4]).features
+        other = agreement_of(checkpoint, small[1], val_records[:2]).features
         assert same is not None
         assert other is not None
         assert same.cosine is not None
@@ -251,7 +296,7 @@ class TestWithoutATaughtHead:
     def test_a_baselines_logits_mean_nothing(
         self, devkit: Path, records: list[ImageRecord], val_store: Path, val_records: list[ImageRecord]
     ) -> None:
-        found = agreement_of(checkpoint_of(devkit, records, Distillation()), val_store, val_records)
+        found = agreement_of(checkpoint_of(devkit, records, Distillation()), val_store, val_records[:1])
         assert found.logits is None
         assert found.why_no_logits == "the student's auxiliary head was never trained (γ = 0)"
 
@@ -259,7 +304,7 @@ class TestWithoutATaughtHead:
         self, devkit: Path, store: Path, records: list[ImageRecord], val_store: Path, val_records: list[ImageRecord]
     ) -> None:
         labels = from_store(store, logit_targets="labels")
-        found = agreement_of(checkpoint_of(devkit, records, labels), val_store, val_records)
+        found = agreement_of(checkpoint_of(devkit, records, labels), val_store, val_records[:2])
         assert found.logits is not None
         assert found.logits.kl is None
         assert found.logits.student_map is not None
@@ -269,7 +314,7 @@ class TestWithoutATaughtHead:
         self, devkit: Path, store: Path, records: list[ImageRecord], val_store: Path, val_records: list[ImageRecord]
     ) -> None:
         binary = from_store(store, logit_loss="binary")
-        found = agreement_of(checkpoint_of(devkit, records, binary, resumable=False), val_store, val_records)
+        found = agreement_of(checkpoint_of(devkit, records, binary, resumable=False), val_store, val_records[:1])
         assert found.logits is None
         assert found.why_no_logits is not None
         assert "student_latest.pth" in found.why_no_logits
@@ -277,9 +322,9 @@ class TestWithoutATaughtHead:
 
 class TestStores:
     def test_the_hint_of_missing_images_extracts_them(
-        self, devkit: Path, store: Path, records: list[ImageRecord], val_records: list[ImageRecord], tmp_path: Path
+        self, distilled: Checkpoint, store: Path, val_records: list[ImageRecord], tmp_path: Path
     ) -> None:
-        checkpoint = checkpoint_of(devkit, records, from_store(store))
+        checkpoint = distilled
         with pytest.raises(StoreIncompleteError, match="6 of 6 images are not in the store") as caught:
             agreement_of(checkpoint, store, val_records)
         assert caught.value.exit_code == 3
@@ -296,7 +341,7 @@ class TestStores:
             AgreementTargets(request, checkpoint, val_records, ("2007:val",))
 
     def test_an_image_that_changed_is_refused(
-        self, devkit: Path, store: Path, records: list[ImageRecord], tmp_path: Path
+        self, distilled: Checkpoint, store: Path, records: list[ImageRecord], tmp_path: Path
     ) -> None:
         changed = tmp_path / "x.jpg"
         changed.write_bytes(records[0].image_path.read_bytes() + b"\0")
@@ -304,7 +349,7 @@ class TestStores:
             records[0].id, changed, records[0].annotation_path, records[0].image_size, records[0].target
         )
         with pytest.raises(StoreStaleError, match="changed since the teachers saw it"):
-            agreement_of(checkpoint_of(devkit, records, from_store(store)), store, [record])
+            agreement_of(distilled, store, [record])
 
     @pytest.mark.parametrize(
         ("named", "message"),
@@ -315,13 +360,15 @@ class TestStores:
         ids=["unknown", "of another kind"],
     )
     def test_a_teacher_that_is_not_there_is_refused(
-        self, devkit: Path, store: Path, records: list[ImageRecord], named: dict[str, str], message: str
+        self, distilled: Checkpoint, store: Path, records: list[ImageRecord], named: dict[str, str], message: str
     ) -> None:
         with pytest.raises(UsageError, match=message):
-            agreement_of(checkpoint_of(devkit, records, Distillation()), store, records, **named)
+            agreement_of(distilled, store, records, **named)
 
-    def test_one_image_has_no_shuffled_control(self, devkit: Path, store: Path, records: list[ImageRecord]) -> None:
-        found = agreement_of(checkpoint_of(devkit, records, from_store(store)), store, records[:1])
+    def test_one_image_has_no_shuffled_control(
+        self, distilled: Checkpoint, store: Path, records: list[ImageRecord]
+    ) -> None:
+        found = agreement_of(distilled, store, records[:1])
         assert found.features is not None
         assert found.features.cosine is not None
         assert found.features.cosine["all"] is not None
@@ -329,3 +376,46 @@ class TestStores:
         assert found.features.cka_shuffled is None
         assert found.logits is not None
         assert found.logits.kl_shuffled is None
+
+
+class TestCommand:
+    @pytest.mark.slow
+    def test_eval_prints_and_draws_both(
+        self, devkit: Path, distilled: Checkpoint, whole: Agreement, val_store: Path, tmp_path: Path
+    ) -> None:
+        save_checkpoint(tmp_path / "student_latest.pth", distilled)
+        asked = ["--checkpoint", tmp_path / "student_latest.pth", "--agreement", val_store, "--workers", 0]
+        drawn = ["--device", "cpu", "--visualize", 1, "--out", tmp_path / "pictures", "--json"]
+        result = CliRunner().invoke(cli, ["eval", *map(str, [*asked, *drawn])])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["agreement"] == json.loads(json.dumps(whole.to_json()))
+        (features,) = (tmp_path / "pictures").glob("*-features.png")
+        assert features.with_name(features.name.replace("-features", "")).is_file()
+        assert (tmp_path / "pictures" / "precision-recall.png").is_file()
+        assert "pictures of features: 1" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--detections", "d", "--agreement", "s.zarr"], "--agreement goes with --checkpoint"),
+            (["--checkpoint", "c.pth", "--logit-teacher", "x"], "give it as --agreement STORE"),
+        ],
+        ids=["detections", "no store"],
+    )
+    def test_options_that_do_not_go_together(self, words: list[str], message: str) -> None:
+        result = CliRunner().invoke(cli, ["eval", *words])
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_tables_fit_and_say_what_the_figures_are(whole: Agreement) -> None:
+    lines = lines_of(whole)
+    assert max(map(len, lines)) <= 80
+    assert lines[1] == "Agreement with the teachers, 6 images: held out"
+    assert lines[2] == "UNTRAINED teachers: tiny_dino, tiny_clip"
+    assert whole.features is not None
+    assert whole.features.cosine is not None
+    cosine = whole.features.cosine["all"]
+    assert cosine is not None
+    (row,) = (line.split() for line in lines if "all cells" in line)
+    assert row[-5:] == ["5,400", *(f"{value:.3f}" for value in (cosine.mean, cosine.p1, cosine.p50, cosine.shuffled))]
