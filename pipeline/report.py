@@ -157,7 +157,7 @@ def _compare(
     with progress("resampling images", request.resamples * (2 * len(runs) - 1), "resamples") as tick:
         shown = compare(runs, baseline, folders[0].sets(request.image_set), records, request.resamples, tick)
     for folder, analysis in zip(folders, shown.analyses, strict=True):
-        _refuse_other_detections(folder, request.image_set, analysis.results["voc"].mAP)
+        _refuse_other_detections(folder, request.image_set, analysis.result.mAP)
     return shown
 
 

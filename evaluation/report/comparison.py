@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 
@@ -16,11 +15,9 @@ from evaluation.calibration import Calibration, calibration
 from evaluation.curves import Curve, precision_recall_curves
 from evaluation.detections import Detections
 from evaluation.error_breakdown import ErrorBreakdown, error_breakdown
-from evaluation.matching import Metric
 
 from .run import Run
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
 THRESHOLDS = (0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 _WEAK_DETECTIONS_PER_IMAGE = 3
 Tick = Callable[[int], None]
@@ -30,11 +27,12 @@ Tick = Callable[[int], None]
 class Analysis:
     """What one run's detections come to.
 
-    results: by definition of AP.  curves: by class, at IoU 0.50.  interval: of `mAP` and `AP50`, over images.
-    gain: the same of the difference to the baseline, images paired; None for the baseline itself.
+    result: by the devkit's all-point area, with the other definitions' means.  curves: by class, at IoU 0.50.
+    interval: of `mAP` and `AP50`, over images.  gain: the same of the difference to the baseline, and that of AP50 by
+    class, images paired; None for the baseline itself.
     """
 
-    results: Mapping[Metric, EvaluationResult]
+    result: EvaluationResult
     curves: Mapping[str, Curve]
     breakdown: ErrorBreakdown
     calibration: Calibration
@@ -82,7 +80,7 @@ def compare(
             gain = paired_bootstrap(runs[baseline].detections, found, records, resamples=resamples, tick=tick)
         analyses.append(
             Analysis(
-                results={metric: evaluate(found, records, metric) for metric in METRICS},
+                result=evaluate(found, records),
                 curves=precision_recall_curves(found, records),
                 breakdown=error_breakdown(found, records, confusion_score=threshold),
                 calibration=calibration(found, records),

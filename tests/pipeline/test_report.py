@@ -18,6 +18,7 @@ from data.synthetic import make_devkit
 from data.voc import read_voc
 from evaluation.average_precision import evaluate
 from evaluation.devkit_files import read_devkit, write_devkit
+from evaluation.matching import Metric
 from pipeline.report import ReportRequest, write_report
 from pipeline.run_folder import read_run_folder
 from pipeline.train import DETECTIONS, train
@@ -62,7 +63,8 @@ class TestPage:
         records = read_voc(devkit, ("2007:val",))
         for path in pair:
             found, _ = read_devkit(path / "detections" / "val", records)
-            for metric in ("voc", "voc07", "coco"):
+            metrics: tuple[Metric, ...] = ("voc", "voc07", "coco")
+            for metric in metrics:
                 result = evaluate(found, records, metric)
                 assert result.mAP is not None
                 assert f" {100 * result.mAP:.2f} " in text
