@@ -151,7 +151,7 @@ def _compare(
         say(f"reading {folder.path}")
         found, notes = read_devkit(folder.detections(request.image_set), records)
         for note in notes:
-            say(note)
+            say(f"{folder.path}: {note}")
         name = folder.name if names.count(folder.name) == 1 else str(folder.path)
         runs.append(run_of(folder, found, name, request.image_set))
     with progress("resampling images", request.resamples * (2 * len(runs) - 1), "resamples") as tick:

@@ -36,10 +36,14 @@ _EXPLAINED: Mapping[str, str] = {
 }
 
 
+_MOST_SIDE_BY_SIDE = 3
+
+
 @dataclass(frozen=True)
 class _Scores:
-    """The scale of score thresholds. decimals: with which they are written."""
+    """The scale of score thresholds. usual: the one to start with.  decimals: with which scores are written."""
 
+    usual: float
     lowest: float
     highest: float
     step: float
@@ -49,9 +53,9 @@ class _Scores:
     def around(cls, threshold: float, best_score: float) -> _Scores:
         """Return the usual scale; one of finer steps where detectors are so weak that it would hold nothing."""
         if threshold >= THRESHOLDS[-1]:
-            return cls(THRESHOLDS[-1], 0.95, 0.05, 2)
+            return cls(threshold, THRESHOLDS[-1], 0.95, 0.05, 2)
         lowest = max(0.001, math.floor(500 * threshold) / 1000)
-        return cls(lowest, max(threshold, math.floor(1000 * best_score) / 1000), 0.001, 3)
+        return cls(threshold, lowest, max(threshold, math.floor(1000 * best_score) / 1000), 0.001, 3)
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,7 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
     scores = _Scores.around(threshold, max(float(run.detections.scores.max(initial=0)) for run in shown.runs))
     ids = [record.id for record in shown.records]
     chosen = choose_images(np.stack([each.errors(ids, threshold) for each in marks]), count)
-    cards = [
-        _card(shown.records[place], reason, marks, (threshold, scores.lowest), open_image)
-        for place, reason in chosen.items()
-    ]
+    cards = [_card(shown.records[place], reason, marks, scores, open_image) for place, reason in chosen.items()]
     present = {box.mark.class_name for card in cards for figure in card.figures for box in figure.boxes}
     body = render(
         "gallery.html",
@@ -112,8 +113,8 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         cards=cards,
         classes=[name for name in VOC_CLASSES if name in present],
         kinds=[(kind, DASHES[kind], _EXPLAINED[kind]) for kind in MARK_KINDS],
-        threshold=threshold,
         scores=scores,
+        side_by_side=1 < len(shown.runs) <= _MOST_SIDE_BY_SIDE,
     )
     return Section("pictures", "Pictures", body, how_chosen(list(chosen.values()), len(ids), threshold))
 
@@ -127,16 +128,15 @@ def _card(
     record: ImageRecord,
     reason: str,
     marks: Sequence[Marks],
-    thresholds: tuple[float, float],
+    scores: _Scores,
     open_image: Callable[[ImageRecord], Image.Image],
 ) -> _Card:
-    threshold, lowest = thresholds
     height, width = record.image_size
     letter = max(width, height * 4 / 3) / 31  # as large on every picture, which all stand in frames of 4:3
     figures = []
     for each in marks:
-        found = each.of_image(record.id, lowest)
-        boxes = [_box(mark, threshold, record.image_size, letter) for mark in reversed(found)]  # the best on top
+        found = each.of_image(record.id, scores.lowest)
+        boxes = [_box(mark, scores, record.image_size, letter) for mark in reversed(found)]  # the best on top
         figures.append(_Figure(boxes, told([box.mark for box in boxes if box.shown])))
     return _Card(
         id=record.id,
@@ -155,10 +155,12 @@ def told(marks: Sequence[Mark]) -> str:
     return ", ".join(f"{counts[kind]} {kind}" for kind in MARK_KINDS if counts[kind]) or "no boxes"
 
 
-def _box(mark: Mark, threshold: float, image_size: tuple[int, int], letter: float) -> _Box:
+def _box(mark: Mark, scores: _Scores, image_size: tuple[int, int], letter: float) -> _Box:
     height, width = image_size
     x1, y1, _, y2 = mark.box
-    label = f"{mark.class_name} {mark.kind}" if mark.is_object else f"{mark.class_name} {mark.score:.2f}"
+    label = (
+        f"{mark.class_name} {mark.kind}" if mark.is_object else f"{mark.class_name} {mark.score:.{scores.decimals}f}"
+    )
     # What was detected is named above its box, what is there below: they often share a box.
     above, below = y1 - letter * 0.35, y2 + letter * 0.95
     if mark.is_object:
@@ -169,7 +171,7 @@ def _box(mark: Mark, threshold: float, image_size: tuple[int, int], letter: floa
     return _Box(
         mark=mark,
         kind=MARK_KINDS.index(mark.kind),
-        shown=mark.is_shown(threshold),
+        shown=mark.is_shown(scores.usual),
         label=label,
         label_x=width - 2 if runs_out else x1,
         label_y=round(label_y, 1),
