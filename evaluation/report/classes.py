@@ -35,11 +35,13 @@ def classes_section(shown: Comparison) -> Section:
         for place in range(len(shown.runs)):
             row += _cells(shown, place, name)
         rows.append(row)
-    caption = "AP by class, percent; Δ to the baseline in points"
-    note = (
-        "Objects that are not difficult. Δ with its interval over images, bold where that excludes zero; with twenty"
-        " classes, one of them does so by chance."
-    )
+    caption, note = "AP by class, percent", "Objects that are not difficult."
+    if len(shown.runs) > 1:
+        caption += "; Δ to the baseline in points"
+        note += (
+            " Δ with its interval over images, bold where that excludes zero; with twenty classes, one of them does so by"
+            " chance."
+        )
     return Section(
         "classes", "Classes", table(columns, rows, caption=caption, sortable=True, footer=_means(shown)), note
     )

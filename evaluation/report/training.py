@@ -34,7 +34,9 @@ def curves_section(shown: Comparison) -> Section:
         ("Validation AP50, percent", _chart(runs, "validation AP50", lambda e: _percent(e.ap50))),
     ]
     found = {name for run in runs for epoch in run.history for name in epoch.losses}
-    figures += [_loss(runs, name) for name in _LOSSES if name in found]
+    # The objective of a baseline is its detection loss.
+    names = [name for name in _LOSSES if name in found and (name != "total" or any(run.teachers for run in runs))]
+    figures += [_loss(runs, name) for name in names]
     parts = [_loss(runs, name) for name in sorted(found - set(_LOSSES), key=lambda n: (n not in _EXPLAINED, n))]
     body = chart_grid(figures, names=shown.names) + _numbers(runs)
     if parts:

@@ -114,3 +114,11 @@ class TestHeatMap:
 
     def test_equal_values_share_a_shade(self) -> None:
         assert self.cells([[3, 3]]) == [("lo", 0.5), ("lo", 0.5)]
+
+
+def test_the_document_shows_how_to_make_a_page():
+    document = (Path(__file__).resolve().parents[3] / "docs" / "report.md").read_text(encoding="utf-8")
+    example = document.split("```python\n")[1].split("```")[0]
+    names: dict[str, str] = {}
+    exec(example, names)
+    assert [tag for tag, _ in Tags(names["html"]).tags if tag == "section"] == ["section"] * 3  # the caveats, too
