@@ -39,8 +39,8 @@ def classes_section(shown: Comparison) -> Section:
     if len(shown.runs) > 1:
         caption += "; Δ to the baseline in points"
         note += (
-            " Δ with its interval over images, bold where that excludes zero; with twenty classes, one of them does so by"
-            " chance."
+            " Δ with its interval over images, bold where that excludes zero; with twenty classes, one of them does so"
+            " by chance."
         )
     return Section(
         "classes", "Classes", table(columns, rows, caption=caption, sortable=True, footer=_means(shown)), note
