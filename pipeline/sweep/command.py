@@ -103,8 +103,8 @@ def prepare(request: SweepRequest) -> Prepared:
     return Prepared(standing, stores, folder)
 
 
-def run_sweep(request: SweepRequest, runner: Runner | None = None) -> SweepOutcome:
-    """Work through a plan; return what it came to.
+def run_sweep(request: SweepRequest, runner: Runner | None = None, rules: Rules | None = None) -> SweepOutcome:
+    """Work through a plan; return what it came to. runner, rules: others than the request's, for what is no training.
 
     Raises as `prepare`; KeyboardInterrupt once everything under way has saved; StoreStaleError where a store changed.
     """
@@ -115,7 +115,7 @@ def run_sweep(request: SweepRequest, runner: Runner | None = None) -> SweepOutco
     claims = Claims(prepared.folder.claims)
     train = runner or TrainRunner(standing.variants.options, places, parallel=parallel, devices=request.devices)
     say(f"{standing.num_finished} of {standing.num_runs} runs are finished")
-    schedule = Schedule(standing, train, claims, prepared.stores, Rules(parallel, request.retries))
+    schedule = Schedule(standing, train, claims, prepared.stores, rules or Rules(parallel, request.retries))
     schedule.work()
     for member in standing.waiting():
         failed = [run for run in standing.all_runs() if run.name in schedule.failed]
