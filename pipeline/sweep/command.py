@@ -126,7 +126,10 @@ def run_sweep(request: SweepRequest, runner: Runner | None = None, rules: Rules 
 
 
 def parsed_overrides(texts: Sequence[str], voc_root: Path | None) -> dict[str, Any]:
-    """Return `--set OPTION=VALUE` texts as options; raises UsageError for what `train` would not take."""
+    """Return `--set OPTION=VALUE` texts as options; `null` is the default.
+
+    Raises UsageError for what `train` would not take.
+    """
     options, found = TrainOptions(), dict[str, Any]()
     given: dict[str, list[str]] = {}
     for text in texts:
@@ -137,7 +140,8 @@ def parsed_overrides(texts: Sequence[str], voc_root: Path | None) -> dict[str, A
     for name, values in given.items():
         if name == STORES:
             raise UsageError("--set cached-teachers: not for this option", hint="give --cached-teachers STORE")
-        found[name] = options.value("--set", name, values if len(values) > 1 else values[0])
+        given_value = None if values == ["null"] else values if len(values) > 1 else values[0]
+        found[name] = options.value("--set", name, given_value)
     if voc_root is not None:
         found["voc_root"] = str(voc_root)
     return found
