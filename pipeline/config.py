@@ -14,6 +14,20 @@ from students.config import StudentConfig
 DEFAULT_STORE = Path("data/teachers.zarr")
 DEFAULT_IMAGE_STORE = Path("data/images.zarr")
 Residency = Literal["mmap", "ram", "device"]
+# Where things are, not what is computed. Stores that were moved are known by the fingerprints of what is read of them.
+_PLACES: dict[str, Any] = {
+    "run_name": True,
+    "runs_dir": True,
+    "checkpoints_dir": True,
+    "device": True,
+    "workers": True,
+    "residency": True,
+    "cache_images": True,
+    "checkpoint_steps": True,
+    "pictures": True,
+    "voc_root": True,
+    "distillation": {"stores", "expect_fingerprints"},
+}
 
 
 class Recipe(BaseModel):
@@ -186,6 +200,13 @@ class TrainConfig(BaseModel):
         decay = recipe.weight_decay if recipe.weight_decay is not None else (1e-4 if optimizer == "sgd" else 0.05)
         filled = recipe.model_copy(update={"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay})
         return self.model_copy(update={"recipe": filled})
+
+    def computed(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return what is computed, as JSON, without where things are.
+
+        defaults: with the values that are the defaults; what lacks them stays as it is when an option is added.
+        """
+        return self.model_dump(mode="json", exclude=_PLACES, exclude_defaults=not defaults)
 
     @property
     def run_dir(self) -> Path:

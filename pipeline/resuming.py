@@ -13,19 +13,6 @@ from pipeline.checkpoint import LATEST, Checkpoint, load_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.progress import say
 
-# What may change between two sittings: where things are, not what is computed. Stores that were moved are compared by
-# the fingerprints of what is read of them.
-_FREE: dict[str, Any] = {
-    "device": True,
-    "workers": True,
-    "residency": True,
-    "cache_images": True,
-    "checkpoint_steps": True,
-    "pictures": True,
-    "voc_root": True,
-    "distillation": {"stores", "expect_fingerprints"},
-}
-
 
 def refuse_taken_name(config: TrainConfig) -> None:
     """Raise UsageError where a run of this name is already there."""
@@ -74,7 +61,7 @@ def _read_config(path: Path) -> TrainConfig:
 
 
 def _refuse_other_settings(path: Path, stored: TrainConfig, asked: TrainConfig) -> None:
-    before, now = (config.model_dump(mode="json", exclude=_FREE) for config in (stored, asked))
+    before, now = stored.computed(), asked.computed()
     changed = [
         f"  {field.removeprefix('.')}: stored {old}, found {new}" for field, old, new in differences(before, now, "")
     ]

@@ -7,7 +7,7 @@ default and the first words of its docstring; what a field cannot say stands bes
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -112,7 +112,8 @@ def _read_defaults(ctx: click.Context, _: click.Parameter, path: Path | None) ->
         return
     known = {str(param.name): param for param in ctx.command.get_params(ctx) if isinstance(param, click.Option)}
     try:
-        ctx.default_map = {name: _checked(path, name, value, known) for name, value in _entries(path).items()}
+        where = f"--config {path}"
+        ctx.default_map = {name: checked_entry(where, name, value, known) for name, value in _entries(path).items()}
     except UsageError as error:
         raise click.UsageError(str(error), ctx) from error
 
@@ -126,9 +127,13 @@ def _entries(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config {path}: no YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: expected option: value, a line each, found {type(content).__name__}")
-    return {
-        _PLURALS.get(str(key).replace("-", "_"), str(key).replace("-", "_")): value for key, value in content.items()
-    }
+    return {option_name(str(key)): value for key, value in content.items()}
+
+
+def option_name(key: str) -> str:
+    """Return the inner name of an option, `voc_sets`, as a file may write it: `voc-set`, `voc_set` or `voc_sets`."""
+    name = key.replace("-", "_")
+    return _PLURALS.get(name, name)
 
 
 # Options that may be repeated go by another name inside; a file may use the flag's.
@@ -138,17 +143,23 @@ _PLURALS = {
 }  # fmt: skip
 
 
-def _checked(path: Path, name: str, value: Any, known: dict[str, click.Option]) -> Any:
+def checked_entry(where: str, name: str, value: Any, known: Mapping[str, click.Option]) -> Any:
+    """Return a file's value for an option, in a list where the option may be repeated.
+
+    where: the file, for messages.  known: the options by their inner names.
+
+    Raises UsageError for an option that is not known, or one value too many.
+    """
     option = known.get(name)
     if option is None or name in ("config", "debug"):
         import difflib
 
         close = difflib.get_close_matches(name, known, n=1)
         raise UsageError(
-            f"--config {path}: no option {name.replace('_', '-')}", hint=f"did you mean {close[0]}?" if close else None
+            f"{where}: no option {name.replace('_', '-')}", hint=f"did you mean {close[0]}?" if close else None
         )
     if option.multiple and not isinstance(value, list):
         value = [value]
     if isinstance(value, dict) or (isinstance(value, list) and not option.multiple):
-        raise UsageError(f"--config {path}: {name}: expected one value, found {value!r}")
+        raise UsageError(f"{where}: {name}: expected one value, found {value!r}")
     return value
