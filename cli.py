@@ -405,6 +405,28 @@ def debug_batch(**flags: Any) -> None:
     print_rich(losses_table(run(config, live)))
 
 
+@cli.command("report")
+@options(
+    click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=PATH),
+    click.option("--out", type=PATH, default="report.html", show_default=True, help="The file to write."),
+    click.option("--voc-root", type=PATH, help="Folder that holds VOC2007. [the runs' own]"),
+    click.option("--baseline", metavar="RUN", help="Compare with this one. [the first without distillation]"),
+    click.option("--images", type=click.IntRange(0), default=24, show_default=True, metavar="N",
+                 help="Pictures, of the images that matter most; 0 for none."),
+    click.option("--set", "image_set", type=click.Choice(["val", "test"]), default="val", show_default=True,
+                 help="Report the validation or the test images."),
+)  # fmt: skip
+def report_verb(**flags: Any) -> None:
+    """Compare finished runs in one HTML file.
+
+    RUN is a run's folder, as runs/baseline-s0. The file needs nothing beside it and can be mailed.
+    """
+    from pipeline.report import ReportRequest, write_report
+
+    for line in write_report(ReportRequest(**flags)):
+        click.echo(line)
+
+
 @cli.command("make-synthetic-voc")
 @options(
     click.argument("folder", type=PATH),

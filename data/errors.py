@@ -9,6 +9,7 @@ TeachOnceError            1  operational failure
 ├── DetectionsError       1  a detections folder or file that cannot be scored
 ├── WeightsError          1  trained weights that can neither be found here nor fetched
 ├── TeacherError          1  a teacher that cannot be built: weights that do not fit it
+├── ReportError           1  runs that cannot be reported, or not together
 ├── ExportError           1  a student that cannot be exported, or whose export finds something else
 ├── TrainingError         1  training that cannot go on: non-finite loss or gradient, a checkpoint that cannot be saved
 ├── StoreWriteError       1  the store cannot be written: disk full, no permission, read-only
@@ -52,6 +53,10 @@ def _rebuild(kind: type[TeachOnceError], message: str, hint: str | None) -> Teac
 
 class ExportError(TeachOnceError):
     """A student cannot be exported, or the exported one finds something else."""
+
+
+class ReportError(TeachOnceError):
+    """A run's folder cannot be reported, or not together with the others, or the report cannot be written."""
 
 
 class UsageError(TeachOnceError):

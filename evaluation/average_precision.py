@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +20,9 @@ from data.errors import DetectionsError
 from data.records import VOC_CLASSES, ImageRecord
 
 from .detections import Detections
-from .matching import IOU_THRESHOLDS, match_detections
+from .matching import IOU_THRESHOLDS, Metric, match_detections
 
-Metric = Literal["voc", "voc07"]
+_RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def evaluate(detections: Detections, records: Sequence[ImageRecord], metric: Met
             f" {len(detections.image_ids)}; {differing[0]} is in only one of the two",
             hint="name the image sets the detector was run on with --voc-set",
         )
-    matches = match_detections(detections, [targets[image_id] for image_id in detections.image_ids])
+    matches = match_detections(detections, [targets[image_id] for image_id in detections.image_ids], metric)
     table = np.array([average_precision(m.true_positive, m.ignored, m.num_positives, metric) for m in matches.values()])
     return EvaluationResult(
         images=len(targets),
@@ -98,7 +97,7 @@ def average_precision(
     if num_positives == 0:
         return np.full(len(true_positive), np.nan)
     counted = (~ignored).cumsum(axis=1, dtype=np.int32)
-    average = {"voc": _area, "voc07": _eleven_points}[metric]
+    average = {"voc": _area, "voc07": _eleven_points, "coco": _101_points}[metric]
     values = np.zeros(len(true_positive))
     for row, found in enumerate(true_positive):
         ranks = counted[row, found]
@@ -120,3 +119,14 @@ def _eleven_points(precision: NDArray[np.float64], num_positives: int) -> float:
     # Recall k/10 is first reached by the true positive number ceil(k · num_positives / 10), the first for k = 0.
     needed = np.maximum(-(-np.arange(11) * num_positives // 10), 1)
     return float(precision[needed[needed <= len(precision)] - 1].sum() / 11)
+
+
+def _101_points(precision: NDArray[np.float64], num_positives: int) -> float:
+    """Return the mean precision at recalls 0, 0.01, … 1, 0 beyond the curve's end.
+
+    Recalls are compared as pycocotools compares them, rounding included: 7 of 20 do not reach its 0.35, which is
+    0.35000000000000003.
+    """
+    recall = np.arange(1, len(precision) + 1) / num_positives
+    reached = np.searchsorted(recall, _RECALLS, side="left")
+    return float(precision[reached[reached < len(precision)]].sum() / len(_RECALLS))

@@ -105,7 +105,7 @@ def _judge(
     flat = Detections.from_images(["image"], [shown])
     missed = ~target.difficult
     outcomes = [FALSE_POSITIVE] * len(flat)
-    for match in match_detections(flat, [target], [iou_threshold]).values():
+    for match in match_detections(flat, [target], thresholds=[iou_threshold]).values():
         for row, found, ignored in zip(match.detections, match.true_positive[0], match.ignored[0], strict=True):
             outcomes[row] = TRUE_POSITIVE if found else ON_DIFFICULT if ignored else FALSE_POSITIVE
         missed[match.objects[match.true_positive[0]]] = False

@@ -6,7 +6,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from .average_precision import EvaluationResult, Metric
+from .average_precision import EvaluationResult
+from .matching import Metric
 
 _METRIC_NAMES: dict[Metric, str] = {
     "voc": "VOC all-point area AP",

@@ -91,9 +91,10 @@ def score_student(
     what: str = "detecting",
     ranks: Ranks = ALONE,
     images: StoredImages | None = None,
-) -> EvaluationResult:
-    """Return a student's average precision over the records, `voc` metric."""
-    return evaluate(detect(student, records, device, workers=workers, what=what, ranks=ranks, images=images), records)
+) -> tuple[Detections, EvaluationResult]:
+    """Return a student's detections over the records and their average precision, `voc` metric; raises as `detect`."""
+    found = detect(student, records, device, workers=workers, what=what, ranks=ranks, images=images)
+    return found, evaluate(found, records)
 
 
 def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder: Path, count: int) -> list[Path]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from data.errors import UsageError
 from data.records import ImageRecord
 from data.voc import list_ids, read_voc
-from evaluation.average_precision import EvaluationResult, Metric, evaluate
+from evaluation.average_precision import EvaluationResult, evaluate
 from evaluation.detections import Detections
 from evaluation.devkit_files import read_devkit, write_devkit
+from evaluation.matching import Metric
 
 DEFAULT_VOC_ROOT = Path("data/VOCdevkit")
 DEFAULT_SETS = ("2007:val",)

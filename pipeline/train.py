@@ -21,6 +21,8 @@ from cache.ranks import Ranks, exchange
 from data.records import ImageRecord
 from data.voc import read_voc
 from evaluation.average_precision import EvaluationResult
+from evaluation.detections import Detections
+from evaluation.devkit_files import write_devkit
 from pipeline.checkpoint import BEST, LATEST, Checkpoint, link_latest, load_checkpoint, save_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
@@ -41,6 +43,10 @@ from pipeline.trainer import Clock, Trainer
 from students.detector import Student
 
 Loader = BatchLoader[Any, Any, LoadedBatch]
+
+# In a run's folder: what the last epoch's student found, in the devkit's format; `val` and, where there is a test set,
+# `test` in it.
+DETECTIONS = "detections"
 
 
 @dataclass
@@ -124,6 +130,7 @@ class _Run:
         self._history: list[dict[str, Any]] = [] if latest is None else list(latest.history)
         training = {} if latest is None else latest.training or {}
         self._partial: dict[str, Any] | None = training.get("partial")
+        self._last_found: Detections | None = None
         self._interruption = Interruption()
 
     def finish(self) -> dict[str, Any]:
@@ -133,6 +140,7 @@ class _Run:
             loader = training_loader(trainer)
             for epoch in range(len(self._history), config.recipe.epochs):
                 self._run_epoch(loader, epoch, recorder)
+            self._keep_validation_detections()
             result = self._result()
             last, best = result["last"]["val"], result["best"]["val"]
             recorder.hparams(config, {"hparam/mAP": last["mAP"] or 0.0, "hparam/best_mAP": best["mAP"] or 0.0})
@@ -154,7 +162,8 @@ class _Run:
         if config.evaluate == "every-epoch" or epoch + 1 == config.recipe.epochs:
             # Before what may take long: a kill while the images are scored costs no training.
             self._save(epoch, done.state(trainer.clock, self._ranks))
-            metrics["val"] = self._score(self._val_records, "validating").to_json()
+            self._last_found, scored = self._score(self._val_records, "validating")
+            metrics["val"] = scored.to_json()
             recorder.scalars({"val/mAP": metrics["val"]["mAP"] or 0.0}, trainer.step)
             recorder.scalars(
                 {f"val/AP@{iou}": ap or 0.0 for iou, ap in metrics["val"]["per_iou"].items()}, trainer.step
@@ -259,7 +268,9 @@ class _Run:
         recorder.scalars({"optimisation/learning_rate": trainer.optimizer.param_groups[0]["lr"]}, trainer.step)
         recorder.scalars(trainer.report, trainer.step)
 
-    def _score(self, records: Sequence[ImageRecord], what: str, student: Student | None = None) -> EvaluationResult:
+    def _score(
+        self, records: Sequence[ImageRecord], what: str, student: Student | None = None
+    ) -> tuple[Detections, EvaluationResult]:
         trainer = self._trainer
         images = trainer.images if records is self._val_records else None
         workers = training_workers(self._config.workers, trainer.device)
@@ -273,16 +284,31 @@ class _Run:
             images=images,
         )
 
+    def _keep_validation_detections(self) -> None:
+        """Keep what the last epoch found: what its metrics were computed from."""
+        kept = (self._config.run_dir / DETECTIONS / "val").is_dir()
+        if self._last_found is None and not exchange(self._ranks, kept)[0]:
+            # Killed between the last epoch's checkpoint and here: the same weights find the same again.
+            self._last_found, _ = self._score(self._val_records, "validating")
+        if self._last_found is not None:
+            self._keep_detections(self._last_found, "val")
+
+    def _keep_detections(self, found: Detections, images: str) -> None:
+        if self._ranks.rank == 0:
+            write_devkit(found, self._config.run_dir / DETECTIONS / images, prefix=f"comp4_det_{images}")
+
     def _result(self) -> dict[str, Any]:
         config, trainer = self._config, self._trainer
         best = best_epoch(self._history)
         seconds = {name: sum(m["seconds"][name] for m in self._history) for name in Clock().seconds()}
         test = None
         if self._test_records:
-            test = {"last": self._score(self._test_records, "testing").to_json()}
+            found, scored = self._score(self._test_records, "testing")
+            self._keep_detections(found, "test")
+            test = {"last": scored.to_json()}
             exchange(self._ranks, None)  # until the first process has written the best
             student = load_checkpoint(config.checkpoint_dir / BEST).build_student(trainer.device)
-            test["best"] = self._score(self._test_records, "testing the best", student).to_json()
+            test["best"] = self._score(self._test_records, "testing the best", student)[1].to_json()
         return {
             "run_name": config.run_name,
             "config": config.model_dump(mode="json"),

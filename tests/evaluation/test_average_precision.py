@@ -69,9 +69,9 @@ def devkit_boxes(boxes_xyxy_orig):
 
 
 def devkit_match(detections, objects, threshold):
-    """detections: [(image, score, box)] in file order; objects: {image: [(box, difficult)]}. Returns the letters."""
+    """detections: [(image, score, box)]; objects: {image: [(box, difficult)]}. Returns the letters."""
     taken, letters = set(), []
-    for image, _, box in sorted(detections, key=lambda row: -row[1]):
+    for image, _, box in sorted(detections, key=lambda row: (-row[1], row[0], row[2])):
         highest, which = -math.inf, None
         for number, (other, _) in enumerate(objects[image]):
             width = min(box[2], other[2]) - max(box[0], other[0]) + 1

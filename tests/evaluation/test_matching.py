@@ -33,7 +33,7 @@ def found(*boxes_and_scores, label=CAT):
 
 
 def match_one(detections: ImageDetections, objects: Target, iou: float = 0.5) -> ClassMatches:
-    return match_detections(Detections.from_images(["a"], [detections]), [objects], [iou])["cat"]
+    return match_detections(Detections.from_images(["a"], [detections]), [objects], thresholds=[iou])["cat"]
 
 
 def outcomes(matches: ClassMatches) -> str:
@@ -99,16 +99,19 @@ def test_hand_worked_case(detections, objects, expected):
     assert outcomes(match_one(detections, objects)) == expected
 
 
-def test_equal_scores_keep_their_order():
-    # The first covers 60 % of the object, the second all of it: the first still takes it.
-    matches = match_one(found(((0, 0, 10, 6), 0.5), (WHOLE, 0.5)), target((WHOLE, False)))
-    assert outcomes(matches) == "TF"
-    assert matches.detections.tolist() == [0, 1]
+def test_equal_scores_go_by_their_boxes_whatever_the_order_of_rows():
+    # The lower box covers 60 % of the object, the other all of it; y2 of the first is less, so it takes the object.
+    lower, whole = ((0, 0, 10, 6), 0.5), (WHOLE, 0.5)
+    for rows, expected in (((lower, whole), [0, 1]), ((whole, lower), [1, 0])):
+        matches = match_one(found(*rows), target((WHOLE, False)))
+        assert outcomes(matches) == "TF"
+        assert matches.detections.tolist() == expected
+        assert matches.iou.tolist() == [0.6, 1.0]
 
 
 def test_images_do_not_see_each_others_objects():
     detections = Detections.from_images(["a", "b"], [found((WHOLE, 0.9)), found((WHOLE, 0.8))])
-    matches = match_detections(detections, [target(), target((WHOLE, False))], [0.5])["cat"]
+    matches = match_detections(detections, [target(), target((WHOLE, False))], thresholds=[0.5])["cat"]
     assert outcomes(matches) == "FT"
     assert matches.objects.tolist() == [-1, 0]
 

@@ -50,12 +50,12 @@ def val_records(devkit: Path) -> list[ImageRecord]:
 class TestAlignment:
     def test_a_student_that_finds_everything_scores_one(self, val_records: list[ImageRecord]) -> None:
         assert len({record.image_size for record in val_records}) > 2  # landscape, portrait, square
-        result = score_student(Knowing(val_records), val_records, CPU)  # type: ignore[arg-type]
+        _, result = score_student(Knowing(val_records), val_records, CPU)  # type: ignore[arg-type]
         assert result.mAP == 1.0
         assert set(result.per_iou.values()) == {1.0}
 
     def test_the_referee_notices_a_shift(self, val_records: list[ImageRecord]) -> None:
-        result = score_student(Knowing(val_records, shift_px=8.0), val_records, CPU)  # type: ignore[arg-type]
+        _, result = score_student(Knowing(val_records, shift_px=8.0), val_records, CPU)  # type: ignore[arg-type]
         assert result.mAP is not None
         assert result.mAP < 0.9
 

@@ -18,6 +18,7 @@ from tests.pipeline.small_runs import (
     PulledPlugError,
     equal,
     extraction,
+    files_of,
     from_store,
     small_run,
     stop_in_epoch,
@@ -116,11 +117,32 @@ class TestResuming:
         assert equal(weights_of(config, BEST), weights_of(whole[0], BEST))
         assert load_checkpoint(config.checkpoint_dir / BEST).epoch == whole[1]["best"]["epoch"]
 
+    def test_the_last_detections_outlive_a_kill_after_the_last_checkpoint(
+        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = run_of(devkit, store, tmp_path)
+
+        def die(*args: Any, **kwargs: Any) -> None:
+            raise PulledPlugError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.train, "write_devkit", die)
+            with pytest.raises(PulledPlugError):
+                train(config)
+        assert load_checkpoint(config.checkpoint_dir / LATEST).epoch == 2
+        assert not (config.run_dir / "result.json").exists()
+        train(config, resume=True)
+        found, expected = (files_of(of.run_dir / "detections") for of in (config, whole[0]))
+        assert found == expected
+        assert len(found) == 20
+        assert any(found.values())
+
     def test_a_finished_run_is_only_told_again(self, whole: tuple[TrainConfig, Any]) -> None:
         config, result = whole
-        before = weights_of(config)
+        before, detections = weights_of(config), files_of(config.run_dir / "detections")
         assert without_seconds(train(config, resume=True)) == without_seconds(result)
         assert equal(weights_of(config), before)
+        assert files_of(config.run_dir / "detections") == detections
 
     @pytest.mark.parametrize(
         ("change", "message"),

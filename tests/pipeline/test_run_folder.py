@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.records import ImageRecord
+from data.records import VOC_CLASSES, ImageRecord
+from data.voc import read_voc
+from evaluation.average_precision import evaluate
+from evaluation.devkit_files import read_devkit
 from pipeline.checkpoint import BEST, LATEST, load_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.evaluate import detect
@@ -70,6 +74,23 @@ def test_the_test_set_is_scored_with_the_last_and_the_best_weights(run: tuple[Tr
     # The test set here is the validation set, so each pair must agree.
     assert result["test"]["last"] == result["last"]["val"]
     assert result["test"]["best"] == result["best"]["val"]
+
+
+@pytest.mark.parametrize("images", ["val", "test"])
+def test_what_the_last_epoch_found_is_kept(run: tuple[TrainConfig, Any], devkit: Path, images: str) -> None:
+    """Read back as any detector's output, it gives the figures of `result.json`, and what the checkpoint finds."""
+    config, result = run
+    scored = read_voc(devkit, ("2007:val",))
+    folder = config.run_dir / "detections" / images
+    assert sorted(path.name for path in folder.iterdir()) == [f"comp4_det_{images}_{name}.txt" for name in VOC_CLASSES]
+    found = read_devkit(folder, [record.id for record in scored])
+    figures = result["last"]["val"] if images == "val" else result["test"]["last"]
+    assert evaluate(found, scored).to_json() == figures
+    expected = detect(load_checkpoint(config.checkpoint_dir / LATEST).build_student(CPU), scored, CPU)
+    assert len(found) == len(expected) > 0
+    for record in scored:
+        one, other = (np.sort(d.of_image(record.id).boxes_xyxy_orig, axis=0) for d in (found, expected))
+        np.testing.assert_array_equal(one, other)
 
 
 def test_checkpoints_hold_nothing_but_plain_values(run: tuple[TrainConfig, Any]) -> None:
