@@ -24,17 +24,13 @@ from pipeline.device_arrays import DeviceArrays
 from pipeline.gather_ahead import GatherAhead
 from pipeline.randomness import stream
 from pipeline.targets import (
-    DENSE,
     ChannelStatistics,
     RegionText,
     TargetSource,
     TeacherTargets,
-    choose_teachers,
     region_text_of,
 )
-
-# Before the names of the arrays of the teacher of regions, which may be those of the teacher of features too.
-_REGIONS = "regions/"
+from pipeline.teacher_choice import REGIONS, choose_teachers, select_arrays, stored_outputs
 
 
 class StoredTargets(TargetSource):
@@ -61,8 +57,11 @@ class StoredTargets(TargetSource):
         stores = [TeacherStore(path) for path in config.stores]
         _refuse_other_fingerprints(stores, config.expect_fingerprints)
         self.selection = Selection(stores, [record.id for record in records])
-        self.choice = choose_teachers(config, self._outputs(), self.selection.where)
-        self._arrays = self._select(config, views)
+        self.choice = choose_teachers(config, stored_outputs(self.selection), self.selection.where)
+        self._arrays = select_arrays(self.selection, self.choice, config, views)
+        if self.choice.features is not None:
+            gh, gw, channels = self._arrays["features"].sample_shape
+            self.feature_shape = (gh, gw, channels)
         self._place = _places(len(records), config.target_shuffle)
         self.digests = self.selection.digests
         self._manifests = {key: self.selection.manifest(key) for key in self.choice.used}
@@ -72,29 +71,6 @@ class StoredTargets(TargetSource):
         self._held = DeviceArrays(self._arrays, device) if residency == "device" else None
         if residency == "ram":
             _hold_in_memory(list(self._arrays.values()))
-
-    def _select(self, config: Distillation, views: Sequence[View]) -> dict[str, SelectedArray]:
-        arrays: dict[str, SelectedArray] = {}
-        if self.choice.features is not None:
-            arrays |= self.selection.arrays(self.choice.features, "features", views)
-            gh, gw, channels = arrays["features"].sample_shape
-            self.feature_shape = (gh, gw, channels)
-            if config.feature_norm == "channel":  # now, so that what lacks is told before anything starts
-                self.selection.arrays(self.choice.features, "moments", ("original",))
-        if self.choice.logits is not None:
-            arrays |= self.selection.arrays(self.choice.logits, "logits", views)
-        if self.choice.regions is not None:
-            found = self.selection.arrays(self.choice.regions, "features", views)
-            arrays |= {f"{_REGIONS}{name}": array for name, array in found.items()}
-        return arrays
-
-    def _outputs(self) -> dict[str, set[str]]:
-        outputs = {}
-        for key, names in self.selection.outputs.items():
-            manifest = self.selection.manifest(key)
-            dense = "features" in names and manifest.text_embeddings_shape is not None and manifest.pca is None
-            outputs[key] = names | ({DENSE} if dense else set())
-        return outputs
 
     def statistics(self) -> ChannelStatistics:
         """Return the statistics from the stored moments of the training images."""
@@ -138,7 +114,7 @@ class StoredTargets(TargetSource):
                 [self._place[self._positions[image_id]] for image_id in loaded.batch.ids],
                 [key.view for key in loaded.keys],
             )
-        regions = {name.removeprefix(_REGIONS): rows for name, rows in arrays.items() if name.startswith(_REGIONS)}
+        regions = {name.removeprefix(REGIONS): rows for name, rows in arrays.items() if name.startswith(REGIONS)}
         return TeacherTargets(
             features=decode_features(arrays) if "features" in arrays else None,
             logits=arrays.get("logits"),

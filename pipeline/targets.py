@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import UsageError
-from data.geometry import VIEWS, View
 from data.records import ImageRecord
 from features.teacher import Teacher, TeacherInput
 from pipeline.config import Distillation
 from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded, plain_batches
+from pipeline.teacher_choice import DENSE, TeacherChoice, choose_teachers
 
-# What a teacher has whose features lie in the space of its text embeddings.
-DENSE = "dense CLIP features"
 # Live teachers have no stored statistics; theirs are measured on the first so many training images.
 LIVE_STATISTICS_IMAGES = 256
 
@@ -68,25 +66,6 @@ class ChannelStatistics:
         # A channel that never moves carries nothing; dividing by its zero would make it everything.
         safe = np.where(std > 1e-6 * max(float(std.max()), 1e-12), std, np.inf).astype(np.float32)
         return cls(torch.from_numpy(mean).to(device), torch.from_numpy(safe).to(device))
-
-
-@dataclass(frozen=True)
-class TeacherChoice:
-    """Which teachers are distilled, by key; None for a loss whose weight is zero."""
-
-    features: str | None
-    logits: str | None
-    regions: str | None = None
-
-    def record(self) -> dict[str, str | None]:
-        """Return the choice as checkpoints and results keep it; regions only where they are distilled."""
-        named = asdict(self)
-        return named if self.regions is not None else {name: named[name] for name in ("features", "logits")}
-
-    @property
-    def used(self) -> list[str]:
-        """The teachers that are distilled at all."""
-        return list(dict.fromkeys(key for key in (self.features, self.logits, self.regions) if key is not None))
 
 
 class TargetSource(ABC):
@@ -209,42 +188,6 @@ class LiveTargets(TargetSource):
         }
 
 
-def choose_teachers(config: Distillation, outputs: Mapping[str, set[str]], where: str) -> TeacherChoice:
-    """Return the teachers to distil: the named ones, or the only ones that have what a loss needs.
-
-    outputs: names of the arrays of every teacher by key.  where: what holds them, for messages.
-
-    Raises UsageError where several would do and none is named, or none will do.
-    """
-
-    def choose(array: str, named: str | None, weight: float, flag: str, off: str) -> str | None:
-        if weight == 0:
-            return None
-        candidates = [key for key, names in outputs.items() if array in names]
-        if named is not None:
-            if named not in candidates:
-                listed = ", ".join(candidates) or "none"
-                raise UsageError(f"{flag} {named}: {where} has no {array} of it (teachers with {array}: {listed})")
-            return named
-        if len(candidates) > 1:
-            raise UsageError(
-                f"several teachers in {where} have {array}: {', '.join(candidates)}", hint=f"choose: {flag} NAME"
-            )
-        if not candidates:
-            listed = ", ".join(outputs) or "no teacher"
-            raise UsageError(
-                f"no teacher in {where} has {array} (it holds {listed})", hint=f"add one, or turn the loss off: {off} 0"
-            )
-        return candidates[0]
-
-    gamma = config.gamma if config.logit_targets == "teacher" else 0.0
-    return TeacherChoice(
-        features=choose("features", config.feature_teacher, config.beta, "--feature-teacher", "--beta"),
-        logits=choose("logits", config.logit_teacher, gamma, "--logit-teacher", "--gamma"),
-        regions=choose(DENSE, config.region_teacher, config.delta, "--region-teacher", "--delta"),
-    )
-
-
 def region_text_of(embeddings: NDArray[np.float32], identity: Mapping[str, Any], device: torch.device) -> RegionText:
     """Return what makes region logits, of a dense CLIP teacher's text embeddings [20, D] and identity."""
     bias = identity.get("logit_bias")
@@ -258,8 +201,3 @@ def region_text_of(embeddings: NDArray[np.float32], identity: Mapping[str, Any],
 def _outputs_of(teacher: Teacher) -> set[str]:
     dense = "features" in teacher.output_shapes and teacher.text_embeddings is not None
     return set(teacher.output_shapes) | ({DENSE} if dense else set())
-
-
-def views_drawn(flip: float) -> tuple[View, ...]:
-    """Return the views that training with this flip probability draws; statistics always need `original`."""
-    return VIEWS if flip > 0 else ("original",)

@@ -36,7 +36,8 @@ from pipeline.recorder import Recorder, SilentRecorder
 from pipeline.resuming import as_chosen, find_resumable, refuse_taken_name
 from pipeline.run_pictures import detection_pictures, feature_picture
 from pipeline.stored_targets import StoredTargets
-from pipeline.targets import LiveTargets, TargetSource, views_drawn
+from pipeline.targets import LiveTargets, TargetSource
+from pipeline.teacher_choice import views_drawn
 from pipeline.teachers import TeacherChoices, build_teachers
 from pipeline.torch_ranks import joined_ranks, local_device
 from pipeline.trainer import Clock, Trainer

@@ -1,4 +1,4 @@
-"""Decides what `best_of` means: the grid member with the highest mean validation mAP at the last epoch. Never test mAP."""
+"""Decides what `best_of` means: the grid member of the highest mean validation mAP at the last epoch, never of test."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Claims:
         if newest is not None and not self.is_dead(newest):
             return None
         number = 1 if newest is None else newest.number + 1
-        path = self._folder / f"{run}.{number}.json"
+        path = self.path(run, number)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -98,6 +98,10 @@ class Claims:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(note.model_dump_json(indent=2) + "\n")
         return Claim(path, number, note)
+
+    def path(self, run: str, number: int) -> Path:
+        """Return the file of a claim."""
+        return self._folder / f"{run}.{number}.json"
 
     def newest(self, run: str) -> Found | None:
         """Return a run's newest claim."""

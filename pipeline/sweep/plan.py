@@ -122,7 +122,7 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises UsageError where it cannot be read, is no YAML, holds a key twice, or is no mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)  # noqa: S506 (a safe loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", hint="see plans/ for examples") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -43,7 +43,7 @@ def this_machine() -> str:
     """Return what tells this boot of this machine, and the pid namespace of this process, from all others."""
     # A host's name is not enough: containers on a shared folder may all be called the same.
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 def _start(pid: int) -> int | None:

@@ -71,7 +71,7 @@ class Stores:
                         raise StoreStaleError(
                             f"{path} changed while the sweep was running: {array}: {what}: expected"
                             f" {before.get(array, 'none')}, found {found.get(array, 'none')}",
-                            hint="finished runs are kept; where the store may be as it is now, the same command goes on",
+                            hint="finished runs are kept; where the store is meant to be so, the same command goes on",
                         )
 
 

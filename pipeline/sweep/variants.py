@@ -22,6 +22,7 @@ from pipeline.sweep.settings import STORES, Places, TrainOptions
 _KEYS = ("about", "baseline", "grid")
 _DIGITS = 8
 _MAX_NAME = 100
+_ANYWHERE = Places(Path("sweeps"), (DEFAULT_STORE,))
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Variants:
         named = digest(config.resolved().computed(defaults=False))[:_DIGITS]
         name = f"{member.name}-s{seed}-{named}"
         return Run(name, member, seed, options, config.model_copy(update={"run_name": name}))
+
+    def trial(self, member: Member, places: Places = _ANYWHERE) -> TrainConfig:
+        """Return the configuration of one of a member's runs, with any of the values that another arm decides on."""
+        values = {option: self._arms[arm].grid[option][0] for option, arm in member.references.items()}
+        return self.run(member, 0, values, places).config
 
     def _place(self, arm: str) -> str:
         return f"{self._where}: arm {arm}"
@@ -196,7 +202,7 @@ class Variants:
         expanded = sum(len(self.members_of(name)) for name in self._arms)
         if len(self.members) < expanded:
             raise UsageError(f"{self._where}: two arms come to the same name", hint="rename one of them")
-        places, seen = Places(Path("sweeps"), (DEFAULT_STORE,)), dict[bytes, str]()
+        seen: dict[bytes, str] = {}
         for member in self.members.values():
             where = self._place(member.arm)
             if len(member.name) > _MAX_NAME:
@@ -204,9 +210,7 @@ class Variants:
                     f"{where}: grid: {member.name} is too long a name for a folder", hint="shorten the arm's"
                 )
             self._check_targets(where, member)
-            # Of what another arm decides, any of its values: that they are possible there was seen before.
-            trial = {option: self._arms[arm].grid[option][0] for option, arm in member.references.items()}
-            config = self.run(member, 0, trial, places).config
+            config = self.trial(member)
             if member.references:
                 continue
             same = canonical_json([config.resolved().computed(), member.options.get(STORES)])

@@ -8,7 +8,8 @@ from data.errors import UsageError
 from data.geometry import View
 from data.records import ImageRecord
 from pipeline.config import Distillation
-from pipeline.targets import LiveTargets, choose_teachers, views_drawn
+from pipeline.targets import LiveTargets
+from pipeline.teacher_choice import choose_teachers, views_drawn
 from pipeline.teachers import TeacherChoices, build_teachers
 from tests.pipeline.small_runs import TINY_TEACHERS, load, stored_targets
 
