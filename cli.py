@@ -277,13 +277,15 @@ def sweep(dry_run: bool, emit_commands: bool, as_json: bool, **flags: Any) -> No
 @cli.command("eval")
 @options(
     click.option("--checkpoint", type=PATH, help="A student's checkpoint."),
-    click.option("--detections", type=PATH, help="Or: a folder of <prefix>_<class>.txt files."),
+    click.option("--detections", type=PATH, metavar="DIR|FILE.json",
+                 help="Or: a folder of <prefix>_<class>.txt files, or COCO's results."),
     click.option("--backbone", help="Insist on this backbone."),
     click.option("--voc-root", type=PATH, help="Folder that holds VOC2007. [the checkpoint's, or data/VOCdevkit]"),
     click.option("--voc-set", "voc_sets", multiple=True, help="Images to score. [the checkpoint's validation set]"),
-    click.option("--metric", type=click.Choice(["voc", "voc07"]), default="voc", show_default=True,
-                 help="All-point area or 11-point AP."),
-    click.option("--save-detections", type=PATH, metavar="DIR", help="Write them in the devkit's format."),
+    click.option("--metric", type=click.Choice(["voc", "voc07", "coco"]), default="voc", show_default=True,
+                 help="All-point area or 11-point AP by the devkit's rules, or COCO's."),
+    click.option("--save-detections", type=PATH, metavar="DIR|FILE.json",
+                 help="Write them in the devkit's format or as COCO's results."),
     click.option("--visualize", type=click.IntRange(0), default=0, metavar="N", help="Draw N images."),
     click.option("--out", type=PATH, default="pictures", show_default=True, help="Folder of the pictures."),
     WORKERS,
@@ -291,9 +293,9 @@ def sweep(dry_run: bool, emit_commands: bool, as_json: bool, **flags: Any) -> No
     JSON,
 )  # fmt: skip
 def evaluate_verb(checkpoint: Path | None, detections: Path | None, as_json: bool, **flags: Any) -> None:
-    """Score a checkpoint or devkit-format detections.
+    """Score a checkpoint or files of detections.
 
-    The devkit's matching and difficult rule. Scoring --detections needs the annotations only: no images, no torch.
+    By the devkit's rules or COCO's. Scoring --detections needs the annotations only: no images, no torch.
     """
     from pipeline.scoring import ScoreRequest, score
 

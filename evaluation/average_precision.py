@@ -1,17 +1,17 @@
-"""Average precision of detections by the devkit's rules, at ten IoU thresholds.
+"""Average precision of detections by three definitions, at ten IoU thresholds, by class and by size.
 
-Two of the field's three numbers are offered: `voc`, the all-point area under the monotone precision–recall curve (2010
-on), and `voc07`, the mean of the best precision at eleven recalls (2007). COCO's 101 points go with COCO's own matching
-rule and are not mixed with the devkit's.
+`voc`: the devkit's matching, all-point area under the monotone precision–recall curve (2010 on).  `voc07`: the same
+matching, mean of the best precision at eleven recalls (2007).  `coco`: COCO's matching, mean of the best precision at
+101 recalls; difficult objects are ignored. Matching and averaging of different definitions are never mixed.
 
 Source: VOCap.m and VOCevaldet.m of the VOC development kits; Everingham et al., The Pascal VOC Challenge, IJCV 2010,
-section 4.2.
+section 4.2; COCOeval.accumulate of pycocotools.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from data.errors import DetectionsError
 from data.records import VOC_CLASSES, ImageRecord
 
 from .detections import Detections
-from .matching import IOU_THRESHOLDS, Metric, match_detections
+from .matching import IOU_THRESHOLDS, ClassMatches, Matcher, Metric
+from .pairing import pair
+from .sizes import SIZES
 
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -31,6 +33,9 @@ class EvaluationResult:
 
     mAP: mean over classes and the ten IoU thresholds.  per_iou: mean over classes, by threshold, "0.50" … "0.95".
     per_class: {class: {"mAP": mean over thresholds, "AP50": at 0.50}}, in the devkit's order.
+    definitions: {metric: {"mAP", "AP50"}}, means over classes by each of the three definitions.
+    by_size: {"small" | "medium" | "large": {"mAP", "AP50", "objects"}}, by this metric; objects: how many there are of
+    this size that are not difficult.
     A class without an object that is not difficult has no AP and is left out of every mean.
     """
 
@@ -39,6 +44,8 @@ class EvaluationResult:
     mAP: float | None  # noqa: N815  (the field's own name)
     per_iou: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
+    definitions: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    by_size: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return what `eval --json` prints, ready for `json.dumps`."""
@@ -48,6 +55,8 @@ class EvaluationResult:
             "mAP": self.mAP,
             "per_iou": self.per_iou,
             "per_class": self.per_class,
+            "definitions": self.definitions,
+            "by_size": self.by_size,
         }
 
 
@@ -64,17 +73,38 @@ def evaluate(detections: Detections, records: Sequence[ImageRecord], metric: Met
             f" {len(detections.image_ids)}; {differing[0]} is in only one of the two",
             hint="name the image sets the detector was run on with --voc-set",
         )
-    matches = match_detections(detections, [targets[image_id] for image_id in detections.image_ids], metric)
-    table = np.array([average_precision(m.true_positive, m.ignored, m.num_positives, metric) for m in matches.values()])
+    pairing = pair(detections, [targets[image_id] for image_id in detections.image_ids], IOU_THRESHOLDS[0])
+    by_devkit, by_coco = Matcher(pairing, "voc"), Matcher(pairing, "coco")
+    matches = by_devkit.matches()
+    tables = {name: _table(matches, name) for name in ("voc", "voc07")} | {"coco": _table(by_coco.matches(), "coco")}
+    table = tables[metric]
     return EvaluationResult(
         images=len(targets),
         metric=metric,
         mAP=_mean(table),
         per_iou={f"{iou:.2f}": _mean(table[:, column]) for column, iou in enumerate(IOU_THRESHOLDS)},
-        per_class={
-            name: {"mAP": _mean(table[row]), "AP50": _mean(table[row, :1])} for row, name in enumerate(VOC_CLASSES)
-        },
+        per_class={name: _means(table[[row]]) for row, name in enumerate(VOC_CLASSES)},
+        definitions={name: _means(values) for name, values in tables.items()},
+        by_size=_by_size(by_coco if metric == "coco" else by_devkit, metric),
     )
+
+
+def _by_size(matcher: Matcher, metric: Metric) -> dict[str, dict[str, float | None]]:
+    sizes = {}
+    for name, area_range in SIZES.items():
+        matches = matcher.matches(area_range)
+        objects = sum(match.num_positives for match in matches.values())
+        sizes[name] = {**_means(_table(matches, metric)), "objects": objects}
+    return sizes
+
+
+def _table(matches: dict[str, ClassMatches], metric: Metric) -> NDArray[np.float64]:
+    """Return the AP [20, T] of every class at every threshold, NaN for a class with nothing to find."""
+    return np.array([average_precision(m.true_positive, m.ignored, m.num_positives, metric) for m in matches.values()])
+
+
+def _means(table: NDArray[np.float64]) -> dict[str, float | None]:
+    return {"mAP": _mean(table), "AP50": _mean(table[:, 0])}
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -89,7 +119,7 @@ def average_precision(
     """Return the AP [T] of one class at T thresholds; NaN without positives.
 
     true_positive, ignored: [T, n] bool over detections by falling score; the rest are false positives.
-    num_positives: how many objects there were to find.
+    num_positives: how many objects there were to find.  metric: how precision is averaged; matching was done before.
 
     Source: VOCap.m. Between two true positives the recall stands still and the precision falls, so precision at
     the true positives alone gives the whole monotone curve.

@@ -1,11 +1,17 @@
-"""How far average precision depends on which images happen to be scored: the percentile bootstrap over images.
+"""How far average precision depends on which images happen to be scored: the bootstrap over images.
 
 A resample draws as many images as there are, with replacement. It is kept as a weight an image: how often it was drawn.
 Detections and objects count with their image's weight, so that matching is done once and a resample costs cumulative
 sums of weights only. That is exactly the average precision of the set with its images literally repeated (where scores
 tie, with the copies of a detection next to each other).
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 (percentile interval) and 15.
+Average precision is higher on fewer different images, and a resample has but 63 % of them: resamples lie above the
+estimate by most of their own spread, and their plain percentiles hold the true value far too seldom (at 500 images
+89 % where 95 % are promised, always erring upwards). So the resamples are moved back onto the estimate first: intervals
+are percentiles of `estimate + resample − mean of the resamples`. What they are to hold is the AP expected on other sets
+of as many images.
+
+Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 10 (bias) and 13 (percentile interval).
 """
 
 from __future__ import annotations
@@ -26,13 +32,18 @@ from .weighted_precision import RankedClass, rank_class, weighted_average_precis
 
 Table = NDArray[np.float64]  # AP [R, C, T] over resamples, classes and IoU thresholds; NaN where nothing is to find
 Figure = Callable[[Table], NDArray[np.float64]]
+Tick = Callable[[int], None]
 
-_CHUNK_BYTES = 1 << 26  # of the largest array of one chunk of resamples
+_CHUNK = 32  # resamples at once: their weights stay in the processor's cache, which is twice as fast as 512
+
+
+def _unheard(done: int) -> None:
+    """Take no notice of progress."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure on all images, and where it would lie on other images of the same kind.
+    """A figure on these images, and between what it may lie on as many others of the same kind.
 
     estimate, low, high: fractions.  level: the share of resamples between low and high, cut evenly at both ends.
     """
@@ -67,15 +78,18 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    tick: Tick = _unheard,
 ) -> dict[str, Interval]:
     """Return the intervals of "mAP" and "AP50", the means over classes as `evaluate` gives them.
+
+    tick: called with how many more resamples are done.
 
     Raises DetectionsError where detections and records do not cover the same images, or there is nothing to find.
     """
     ranked = _rank(detections, records, metric)
-    estimate, resampled = _tables([ranked], len(records), metric, resamples, seed)
+    estimate, resampled = _tables([ranked], len(records), metric, resamples, seed, tick)
     return {
-        name: Interval(float(figure(estimate[0])[0]), *_percentiles(figure(resampled[0]), level), level)
+        name: _interval(_centred(figure(resampled[0]), figure(estimate[0])), figure(estimate[0]), level, least=0.0)
         for name, figure in (("mAP", _mean_ap), ("AP50", _mean_ap50))
     }
 
@@ -89,6 +103,7 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    tick: Tick = _unheard,
 ) -> dict[str, Difference]:
     """Return second less first in "mAP", "AP50", and the AP50 of each class with an object to find, by its name.
 
@@ -97,20 +112,31 @@ def paired_bootstrap(
     Raises DetectionsError where detections and records do not cover the same images, or there is nothing to find.
     """
     ranked = [_rank(detections, records, metric) for detections in (first, second)]
-    estimate, resampled = _tables(ranked, len(records), metric, resamples, seed)
+    estimate, resampled = _tables(ranked, len(records), metric, resamples, seed, tick)
 
     def difference(figure: Figure) -> Difference:
-        one, other = (figure(table) for table in resampled)
-        change = other - one
-        known = change[~np.isnan(change)]
-        centre = float((figure(estimate[1]) - figure(estimate[0]))[0])
-        return Difference(centre, *_percentiles(change, level), level, float((known < 0).mean()))
+        change = figure(estimate[1]) - figure(estimate[0])
+        resampled_change = _centred(figure(resampled[1]) - figure(resampled[0]), change)
+        interval = _interval(resampled_change, change, level, least=-1.0)
+        return Difference(**vars(interval), share_below_zero=float((resampled_change < 0).mean()))
 
     differences = {"mAP": difference(_mean_ap), "AP50": difference(_mean_ap50)}
     for column, ranked_class in enumerate(ranked[0]):
         if ranked_class.num_positives:
             differences[ranked_class.name] = difference(_ap50_of(column))
     return differences
+
+
+def weighted_evaluation(
+    detections: Detections, records: Sequence[ImageRecord], weights: NDArray[np.int32], metric: Metric = "voc"
+) -> Table:
+    """Return the AP of every class at every threshold with each image counted so often as its weight says.
+
+    weights: [I, R] int32, images by their sorted ids.
+
+    Raises DetectionsError where detections and records do not cover the same images, or there is nothing to find.
+    """
+    return _table(_rank(detections, records, metric), weights, metric)
 
 
 def _rank(detections: Detections, records: Sequence[ImageRecord], metric: Metric) -> list[RankedClass]:
@@ -128,20 +154,19 @@ def _rank(detections: Detections, records: Sequence[ImageRecord], metric: Metric
 
 
 def _tables(
-    detectors: Sequence[list[RankedClass]], images: int, metric: Metric, resamples: int, seed: int
+    detectors: Sequence[list[RankedClass]], images: int, metric: Metric, resamples: int, seed: int, tick: Tick
 ) -> tuple[list[Table], list[Table]]:
     """Return each detector's table on the images as they are, R = 1, and on the resamples."""
     if resamples < 1:
         raise ValueError(f"expected at least one resample, found {resamples}")
-    rows = max(images, *(len(ranked.image) for detector in detectors for ranked in detector))
-    chunk = max(16, _CHUNK_BYTES // (4 * rows))
     once = np.ones((images, 1), dtype=np.int32)
     rng = np.random.default_rng(seed)
     parts: list[list[Table]] = [[] for _ in detectors]
-    for start in range(0, resamples, chunk):
-        weights = _draw(rng, images, min(chunk, resamples - start))
+    for start in range(0, resamples, _CHUNK):
+        weights = _draw(rng, images, min(_CHUNK, resamples - start))
         for part, detector in zip(parts, detectors, strict=True):
             part.append(_table(detector, weights, metric))
+        tick(weights.shape[1])
     return [_table(detector, once, metric) for detector in detectors], [np.concatenate(part) for part in parts]
 
 
@@ -173,7 +198,17 @@ def _ap50_of(column: int) -> Figure:
     return lambda table: table[:, column, 0]
 
 
-def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """Return the ends of the middle `level` of the values, resamples without an object left out."""
-    low, high = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
+def _centred(resampled: NDArray[np.float64], estimate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the resampled figures moved onto the estimate; those without an object to find are left out."""
+    known = resampled[~np.isnan(resampled)]
+    if not len(known) or known.min() == known.max():
+        return np.broadcast_to(estimate, known.shape)  # no rounding where there is no spread
+    centred: NDArray[np.float64] = known + (estimate - known.mean())
+    return centred
+
+
+def _interval(centred: NDArray[np.float64], estimate: NDArray[np.float64], level: float, least: float) -> Interval:
+    """Return the middle `level` of the centred figures, cut to what the figure can be: from least to 1."""
+    ends = np.percentile(centred, [50 * (1 - level), 50 * (1 + level)]) if len(centred) else estimate.repeat(2)
+    low, high = np.clip(ends, least, 1.0).tolist()
+    return Interval(float(estimate[0]), low, high, level)

@@ -3,9 +3,8 @@
 Within an image and class, the 100 highest-scored detections go by falling score. Each takes the free object that it
 overlaps most, where that overlap reaches the threshold; only where no such object is left does it look at the ignored
 ones, takes one of them likewise, and counts neither way. Of equal overlaps the later object is taken. A taken object is
-passed over, so a detection may go on to the next best: unlike the devkit's rule, this one has to go rank by rank. Images
-and classes are independent of each other, and so are thresholds: each rank is done for all of them at once, looking only
-at the pairs that overlap enough.
+passed over, so a detection may go on to the next best: unlike the devkit's rule, this one has to go rank by rank. Each
+rank is done for all images, classes and thresholds at once, looking only at the pairs that overlap enough.
 
 An ignored object is ignored as such, not a crowd: its IoU is the usual one, and it is taken by one detection only.
 

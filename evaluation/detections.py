@@ -18,16 +18,17 @@ class ImageDetections(NamedTuple):
 
     boxes_xyxy_orig: NDArray[np.float32]
     labels: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Detections of a set of images, flat; where scores tie, the earlier row ranks first.
+    """Detections of a set of images, flat, in any order: figures do not depend on it (see `ranking`).
 
     image_ids: every evaluated image, also those where nothing was found, as `VOC2007/000005`, each once.
     image_index: [D] int64, the detection's place in image_ids.  labels: [D] int64 in 1..20.
-    scores: [D] float32, finite.  boxes_xyxy_orig: [D, 4] float32, finite, 0-based half-open px of the original image.
+    scores: [D] float32, or float64 as files give them; finite, 0 or more.  boxes_xyxy_orig: [D, 4] float32, finite,
+    0-based half-open px of the original image.
 
     Raises ValueError for arrays of other shapes or dtypes, DetectionsError for values that cannot be scored.
     """
@@ -35,12 +36,13 @@ class Detections:
     image_ids: tuple[str, ...]
     image_index: NDArray[np.int64]
     labels: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating]
     boxes_xyxy_orig: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        layout = {"image_index": ((count,), "int64"), "labels": ((count,), "int64"), "scores": ((count,), "float32")}
+        score_dtype = "float64" if self.scores.dtype == np.float64 else "float32"
+        layout = {"image_index": ((count,), "int64"), "labels": ((count,), "int64"), "scores": ((count,), score_dtype)}
         for name, (shape, dtype) in {**layout, "boxes_xyxy_orig": ((count, 4), "float32")}.items():
             found = getattr(self, name)
             if found.shape != shape or found.dtype != dtype:
@@ -51,6 +53,7 @@ class Detections:
             raise ValueError(f"image_index: expected 0..{len(self.image_ids) - 1}, found values outside")
         boxes = self.boxes_xyxy_orig
         self._refuse(~np.isfinite(self.scores), "a finite score", self.scores)
+        self._refuse(self.scores < 0, "a score of 0 or more", self.scores)
         self._refuse((self.labels < 1) | (self.labels >= NUM_CLASSES), "a label in 1..20", self.labels)
         self._refuse(np.any(~np.isfinite(boxes), axis=1), "a finite box", boxes)
         self._refuse(np.any(boxes[:, 2:] < boxes[:, :2], axis=1), "a box with x1 ≤ x2 and y1 ≤ y2", boxes)

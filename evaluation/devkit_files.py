@@ -1,7 +1,8 @@
 """The devkit's own files of detections.
 
 A folder holds one text file a class, `<prefix>_<class>.txt`, with a line `image_id score xmin ymin xmax ymax` for each
-detection; boxes are 1-based and inclusive there, 0-based and half-open in `Detections` (x1 = xmin − 1, x2 = xmax).
+detection; boxes are 1-based and inclusive there, 0-based and half-open in `Detections` (x1 = xmin − 1, x2 = xmax). A
+class in which nothing was found has an empty file.
 
 Source: the VOC2007 development kit documentation, detection task, results file format.
 """
@@ -11,19 +12,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from itertools import chain
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DetectionsError
-from data.records import LABEL_OF_CLASS, VOC_CLASSES
+from data.records import LABEL_OF_CLASS, VOC_CLASSES, ImageRecord
 
+from .decimals import shortest
 from .detections import Detections
+from .file_rows import FileRows, scorable
+from .written_ids import WrittenIds, short_ids
 
 _COLUMNS = "image_id score xmin ymin xmax ymax"
+_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
 _CLASS_FILE = re.compile(r"(?P<prefix>.+)_(?P<name>[a-z]+)\.txt")
 
 
@@ -62,61 +67,71 @@ def write_devkit(detections: Detections, folder: Path, prefix: str = "comp4_det_
 
 
 def _class_texts(detections: Detections) -> dict[str, str]:
-    ids = detections.image_ids
-    one_devkit = len({_devkit(image_id) for image_id in ids}) <= 1
-    shown = [_stem(image_id) for image_id in ids] if one_devkit else list(ids)
-    shifts = (0.0, 1.0, 1.0, 0.0, 0.0)  # score, xmin = x1 + 1, ymin = y1 + 1, xmax = x2, ymax = y2
+    shown = short_ids(detections.image_ids)
+    shifts = (1.0, 1.0, 0.0, 0.0)  # xmin = x1 + 1, ymin = y1 + 1, xmax = x2, ymax = y2
     texts = {}
     for name, label in LABEL_OF_CLASS.items():
         rows = np.flatnonzero(detections.labels == label)
-        numbers = np.column_stack([detections.scores[rows], detections.boxes_xyxy_orig[rows]])
-        columns = [_shortest(numbers[:, k], shift) for k, shift in enumerate(shifts)]
+        boxes = detections.boxes_xyxy_orig[rows].T
+        numbers = [
+            shortest(detections.scores[rows]),
+            *(shortest(column, shift) for column, shift in zip(boxes, shifts, strict=True)),
+        ]
+        columns = [map(repr, column.tolist()) for column in numbers]
         images = [shown[index] for index in detections.image_index[rows].tolist()]
         texts[name] = "".join(f"{' '.join(row)}\n" for row in zip(images, *columns, strict=True))
     return texts
 
 
-def _shortest(values: NDArray[np.float32], shift: float) -> list[str]:
-    """Return value + shift with the fewest decimals from which float32(text − shift) is the value again."""
-    exact = values.astype(np.float64) + shift
-    written = exact.copy()
-    pending = np.arange(len(values))
-    for decimals in range(16):
-        rounded = np.round(exact[pending], decimals)
-        enough = (rounded - shift).astype(np.float32) == values[pending]
-        written[pending[enough]] = rounded[enough]
-        pending = pending[~enough]
-    return [repr(number) for number in written.tolist()]
+def read_devkit(folder: Path, records: Sequence[ImageRecord]) -> tuple[Detections, list[str]]:
+    """Return the detections that a folder of devkit files holds, by class and line, and notes, a line each.
 
-
-def read_devkit(folder: Path, image_ids: Sequence[str]) -> Detections:
-    """Return the detections that a folder of devkit files holds, by class and falling score.
-
-    image_ids: the images to score, as `VOC2007/000005`; the files may name them so or bare, `000005`, where that
-    fits one image only.  A class without a file has no detections (`find_class_files` tells which have one).
+    records: the images to score; the files may name them in full, `VOC2007/000005`, or bare, `000005`, where that fits
+    one image only.
 
     Raises DetectionsError, naming file and line, for anything in it that cannot be scored.
     """
-    index_of = _index_by_written_id(image_ids)
     files = find_class_files(folder)
-    parts = [_read_class_file(path, index_of) for path in files.values()]
-    # Ranked before the scores become float32, so that scores which only differ as doubles keep their order.
-    orders = [np.argsort(-numbers[0], kind="stable") for _, numbers in parts]
-    numbers = np.concatenate([numbers[:, order] for (_, numbers), order in zip(parts, orders, strict=True)], axis=1)
-    return Detections(
-        image_ids=tuple(image_ids),
-        image_index=np.concatenate([index[order] for (index, _), order in zip(parts, orders, strict=True)]),
-        labels=np.repeat([LABEL_OF_CLASS[name] for name in files], [len(order) for order in orders]),
-        scores=numbers[0].astype(np.float32),
-        boxes_xyxy_orig=(numbers[1:].T - np.array([1.0, 1.0, 0.0, 0.0])).astype(np.float32),
+    ids = WrittenIds([record.id for record in records])
+    longest = max((len(record.id) for record in records), default=0)
+    parts = [_read_class_file(path, longest) for path in files.values()]
+    ends = np.cumsum([len(part) for part in parts])
+
+    def where(row: int) -> str:
+        return _place(list(files.values()), ends, row)[0]
+
+    def box_text(row: int) -> str:
+        return " ".join(_place(list(files.values()), ends, row)[1].split()[2:])
+
+    joined = np.concatenate(parts)
+    written = [name.decode("latin-1") for name in joined["id"].tolist()]
+    places = ids.places(written)
+    if None in places:
+        row = places.index(None)
+        written[row] = _place(list(files.values()), ends, row)[1].split()[0]  # whole, however long it is
+        raise ids.refusal(where(row), row, written)
+    rows = FileRows(
+        image_index=np.array(places, dtype=np.int64),
+        labels=np.repeat(np.array([LABEL_OF_CLASS[name] for name in files]), [len(part) for part in parts]),
+        scores=joined["numbers"][:, 0].copy(),
+        boxes_xyxy_orig=_half_open(joined["numbers"][:, 1:]),
+        where=where,
+        box_text=box_text,
     )
+    return scorable(rows, records, ordered="xmin ≤ xmax and ymin ≤ ymax")
+
+
+def _half_open(boxes: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # told as a box that is not finite
+        shifted: NDArray[np.float32] = (boxes - np.array([1.0, 1.0, 0.0, 0.0])).astype(np.float32)
+    return shifted
 
 
 def find_class_files(folder: Path) -> dict[str, Path]:
-    """Return the folder's detection files by class name, in the devkit's order.
+    """Return the folder's twenty detection files by class name, in the devkit's order.
 
     Raises DetectionsError for a missing folder, one without such a file, with two prefixes, or with a file of that
-    prefix for a class that VOC does not have.
+    prefix for a class that VOC does not have, or without one for a class that it has.
     """
     if not folder.is_dir():
         raise DetectionsError(
@@ -142,81 +157,53 @@ def find_class_files(folder: Path) -> dict[str, Path]:
             f"{files[unknown[0]]}: {unknown[0]!r} is no VOC class; expected one of {', '.join(VOC_CLASSES)}",
             hint="rename or remove the file",
         )
-    return {name: files[name] for name in VOC_CLASSES if name in files}
+    missing = [f"{prefixes[0]}_{name}.txt" for name in VOC_CLASSES if name not in files]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DetectionsError(
+            f"{folder / missing[0]}: no such file{others}; expected one for each of the twenty classes",
+            hint=f"where nothing was found of a class, say so by an empty file: touch {folder / missing[0]}",
+        )
+    return {name: files[name] for name in VOC_CLASSES}
 
 
-def _devkit(image_id: str) -> str:
-    return image_id.rpartition("/")[0]
-
-
-def _stem(image_id: str) -> str:
-    return image_id.rpartition("/")[2]
-
-
-def _index_by_written_id(image_ids: Sequence[str]) -> dict[bytes, int | None]:
-    """Return the place of every id a file may use, full or bare; None for a bare id that fits two images."""
-    index_of: dict[bytes, int | None] = {}
-    for index, image_id in enumerate(image_ids):
-        bare = _stem(image_id).encode()
-        index_of[bare] = None if bare in index_of else index
-    # Full ids last: they are unique, so nothing can make them ambiguous.
-    return index_of | {image_id.encode(): index for index, image_id in enumerate(image_ids)}
-
-
-def _read_class_file(path: Path, index_of: Mapping[bytes, int | None]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the image index [n] and score, xmin, ymin, xmax, ymax [5, n] of one file's lines."""
+def _read_class_file(path: Path, longest_id: int) -> NDArray[np.void]:
+    """Return a file's lines [n] as `id`, cut just beyond the longest id that may be known, and `numbers` [5]."""
+    dtype = np.dtype([("id", f"S{longest_id + 1}"), ("numbers", np.float64, (5,))])
     try:
-        lines = path.read_bytes().splitlines()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*input contained no data", category=UserWarning)
+            return np.loadtxt(path, dtype=dtype, comments=None, encoding="latin-1", ndmin=1)
     except OSError as error:
         raise DetectionsError(f"{path}: cannot be read ({error.strerror})") from error
-    rows = [row for row in map(bytes.split, lines) if row]
-    try:
-        # All lines at once, since a test set has half a million; the culprit is looked for only when there is one.
-        flat = np.fromiter(chain.from_iterable(rows), dtype=object)
-        columns = flat.reshape(len(rows), 6)
-        index = np.array([index_of[image_id] for image_id in columns[:, 0]], dtype=np.int64)
-        numbers = columns[:, 1:].T.astype(np.float64)
-        if set(map(len, rows)) <= {6} and _scorable(numbers):
-            return index, numbers
-    except (KeyError, TypeError, ValueError):
-        pass
-    for number, line in enumerate(lines, start=1):
-        problem = _problem(line.split(), index_of)
-        if problem is not None:
-            raise DetectionsError(f"{path}:{number}: {problem}")
-    raise AssertionError(f"{path}: refused as a whole, yet no line is wrong")
+    except ValueError as error:
+        for number, line in _lines(path):
+            problem = _problem(line)
+            if problem is not None:
+                raise DetectionsError(f"{path}:{number}: {problem}") from error
+        raise DetectionsError(f"{path}: cannot be read as detections ({error})") from error
 
 
-def _scorable(numbers: NDArray[np.float64]) -> bool:
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(numbers.astype(np.float32)).all()
-        # A box narrower than a pixel has xmax < xmin; it is inverted where xmax < xmin − 1, in the numbers as they are
-        # kept: of an empty box that was written and read, both are the same float32 and not the same float64.
-        ordered = numbers[3:].astype(np.float32) >= (numbers[1:3] - 1).astype(np.float32)
-    return bool(finite and ordered.all())
-
-
-def _problem(row: Sequence[bytes], index_of: Mapping[bytes, int | None]) -> str | None:
-    """Return what is wrong with one line, split into its columns, or None."""
-    if not row:
-        return None
-    if len(row) != 6:
-        return f"expected the 6 columns {_COLUMNS}, found {len(row)}"
-    image_id, *texts = (text.decode(errors="replace") for text in row)
-    if row[0] not in index_of:
-        return f"unknown image id {image_id!r}: the image sets being scored do not hold it"
-    if index_of[row[0]] is None:
-        return f"the image id {image_id!r} fits images of several years: write it in full, as in VOC2007/{image_id}"
-    try:
-        numbers = np.array([[float(text)] for text in row[1:]])
-    except ValueError:
+def _problem(line: str) -> str | None:
+    """Return why one line cannot be read, or None."""
+    _, *texts = line.split()
+    if len(texts) != 5:
+        return f"expected the 6 columns {_COLUMNS}, found {len(texts) + 1}"
+    if not all(map(_NUMBER.fullmatch, texts)):
         return f"expected numbers in {_COLUMNS.partition(' ')[2]}, found {' '.join(texts)!r}"
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(numbers.astype(np.float32))
-    if not finite[0]:
-        return f"expected a finite score, found {texts[0]}"
-    if not finite.all():
-        return f"expected a finite box, found {' '.join(texts[1:])}"
-    if not _scorable(numbers):
-        return f"expected xmin ≤ xmax and ymin ≤ ymax, found the inverted box {' '.join(texts[1:])}"
     return None
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a file that are not blank, with their numbers from 1 on."""
+    # Lines end as numpy ends them: str.splitlines would also cut at control characters.
+    lines = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode("latin-1").split("\n")
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _place(paths: Sequence[Path], ends: NDArray[np.int64], row: int) -> tuple[str, str]:
+    """Return `file:line` and the line itself of a row counted over all files."""
+    which = int(np.searchsorted(ends, row, side="right"))
+    first = 0 if which == 0 else int(ends[which - 1])
+    number, line = _lines(paths[which])[row - first]
+    return f"{paths[which]}:{number}", line

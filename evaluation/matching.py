@@ -1,13 +1,14 @@
 """Which detection found which object, by the devkit's rule or by COCO's, at every IoU threshold.
 
-`match_detections` is the one way in; all that is derived from matches (average precision, curves, errors, intervals) starts there.
+`match_detections` is the one way in; all that is derived from matches starts there: average precision, curves, errors,
+intervals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from .devkit_matching import devkit_assignment
 from .pairing import Pairing, pair
 
 Metric = Literal["voc", "voc07", "coco"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 # Divided, not added up: 55 / 100 is the very double that an overlap of 11 / 20 pixels gives.
 IOU_THRESHOLDS: tuple[float, ...] = tuple(percent / 100 for percent in range(50, 100, 5))
 
@@ -29,8 +31,8 @@ class ClassMatches:
     """What became of one class's n detections at each of T IoU thresholds.
 
     num_positives: objects that were there to find, neither difficult nor outside the area range.
-    detections: [n] int64, rows of the `Detections` by falling score (ties as `ranking` breaks them); with `coco` at most
-    100 an image, the others are not judged at all.
+    detections: [n] int64, rows of the `Detections` by falling score, ties as `ranking` breaks them; with `coco` at most
+    100 of each image, the others are not judged at all.
     objects: [n] int64, the object of its class and image that each overlaps most, numbered over all targets joined; −1
     where it overlaps none.  iou: [n] float64, that overlap.
     matched: [T, n] int32, the object each is matched with, ignored ones too; −1 for none.

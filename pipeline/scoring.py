@@ -1,4 +1,4 @@
-"""`eval`: scores a checkpoint, or detections in the devkit's own format. Imports torch only for a checkpoint."""
+"""`eval`: scores a checkpoint, or detections from files. Imports torch only for a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from data.errors import UsageError
 from data.records import ImageRecord
-from data.voc import list_ids, read_voc
+from data.voc import read_voc
 from evaluation.average_precision import EvaluationResult, evaluate
+from evaluation.detection_files import read_detections, write_detections
 from evaluation.detections import Detections
-from evaluation.devkit_files import read_devkit, write_devkit
 from evaluation.matching import Metric
 
 DEFAULT_VOC_ROOT = Path("data/VOCdevkit")
@@ -39,18 +39,17 @@ def score(request: ScoreRequest) -> tuple[EvaluationResult, list[str]]:
 
     Raises UsageError, DatasetError, DetectionsError or CheckpointError.
     """
-    notes: list[str] = []
     if request.detections is not None:
         if request.backbone is not None:
             raise UsageError("--backbone goes with --checkpoint: detections do not say what made them")
         voc_root, sets = request.voc_root or DEFAULT_VOC_ROOT, request.voc_sets or DEFAULT_SETS
         records = read_voc(voc_root, sets)
-        found = read_devkit(request.detections, list_ids(voc_root, sets))
+        found, notes = read_detections(request.detections, records)
     else:
         records, found, notes = _detect(request)
     result = evaluate(found, records, request.metric)
     if request.save_detections is not None:
-        write_devkit(found, request.save_detections)
+        write_detections(found, request.save_detections)
         notes.append(f"detections: {request.save_detections}")
     if request.visualize:
         from pipeline.evaluate import draw_pictures

@@ -11,7 +11,7 @@ from .axes import axis, tick_label
 from .charts import Frame, fmt, style_of, svg
 
 _WIDTH = 400.0
-_LETTER = 6.6
+_LETTER = 7.2
 
 
 @dataclass(frozen=True)

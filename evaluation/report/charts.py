@@ -149,7 +149,7 @@ def _frame(
     bottom = height - (40 if labelled_x else 22)
     y = axis(low_y, high_y, bottom, 24 if labelled_y else 8, most_ticks=most_ticks - 1)
     widest = max(len(tick_label(tick, y.ticks)) for tick in y.ticks)
-    x = axis(low_x, high_x, 12 + 7 * widest, width - 10, most_ticks=most_ticks, whole=whole_x)
+    x = axis(low_x, high_x, 12 + 7.5 * widest, width - 14, most_ticks=most_ticks, whole=whole_x)
     return Frame(width, height, x, y)
 
 

@@ -25,9 +25,10 @@ def classes_section(shown: Comparison) -> Section:
     numbers = {name: _num_objects(shown, name) for name in found}
     columns = [Column("class", numeric=False), Column("objects")]
     for place, run in enumerate(shown.runs):
-        columns.append(Column(f"{run.name}: AP50"))
-        columns += [Column("Δ AP50", title=f"{run.name} less the baseline")] * (place != shown.baseline)
-        columns.append(Column("mAP", title=f"{run.name}: mean over IoU 0.50 … 0.95"))
+        columns.append(Column("AP50", group=run.name, style=place))
+        if place != shown.baseline:
+            columns.append(Column("Δ AP50", title="less the baseline's", group=run.name, style=place))
+        columns.append(Column("mAP", title="mean over IoU 0.50 … 0.95", group=run.name, style=place))
     rows = []
     for name in found:
         row = [Cell(name), Cell(count(numbers[name]), value=numbers[name])]

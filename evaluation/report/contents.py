@@ -18,6 +18,7 @@ from .settings import settings_section
 from .summary import summary_section
 from .training import curves_section, time_section
 
+_LONGEST_TITLE = 60
 OpenImage = Callable[[ImageRecord], Image.Image]
 
 
@@ -30,7 +31,7 @@ def report_page(shown: Comparison, open_image: OpenImage | None, count: int, mis
     pictures = missing_gallery_section(missing) if open_image is None else gallery_section(shown, open_image, count)
     return build_page(
         _title(shown),
-        [*report_sections(shown), pictures, time_section(shown), settings_section(shown)],
+        [*report_sections(shown), pictures, time_section(shown)],
         facts=_facts(shown),
         caveats=caveats(shown.runs, shown.runs[shown.baseline]),
     )
@@ -40,6 +41,7 @@ def report_sections(shown: Comparison) -> list[Section]:
     """Return the sections of figures, for this page or as part of another one."""
     return [
         summary_section(shown),
+        settings_section(shown),
         curves_section(shown),
         classes_section(shown),
         curves_of_classes_section(shown),
@@ -53,9 +55,8 @@ def _title(shown: Comparison) -> str:
     names = shown.names
     if len(names) == 1:
         return names[0]
-    if len(names) <= 3:
-        return " · ".join(names)
-    return f"{len(names)} runs against {names[shown.baseline]}"
+    joined = " · ".join(names)
+    return joined if len(joined) <= _LONGEST_TITLE else f"{len(names)} runs against {names[shown.baseline]}"
 
 
 def _facts(shown: Comparison) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from data.records import VOC_CLASSES
-from evaluation.error_breakdown import ERRORS, KINDS, TOTALS
+from evaluation.error_kinds import ERRORS, KINDS, TOTALS
 
 from .bars import Bars, bar_chart
 from .charts import chart_grid
@@ -41,8 +41,8 @@ def errors_section(shown: Comparison) -> Section:
     body += table(columns, rows, caption="How many of each, at all scores", styles=range(len(rows)))
     note = (
         "Localisation: right class, IoU 0.10 to 0.50. Classification: wrong class, IoU of 0.50 or more. Both: wrong"
-        " class, IoU 0.10 to 0.50. Duplicate: the object is found already. Background: nothing near. Missed: no detection"
-        " comes near the object. The costs do not add up, since errors hide each other (TIDE, Bolya et al. 2020)."
+        " class, IoU 0.10 to 0.50. Duplicate: the object is found already. Background: nothing near. Missed: no"
+        " detection comes near the object. The costs do not add up, since errors hide each other (TIDE, Bolya 2020)."
     )
     return Section("errors", "Errors and what they cost", body, note)
 
@@ -52,7 +52,7 @@ def confusion_section(shown: Comparison) -> Section:
     parts = []
     for place, (run, analysis) in enumerate(zip(shown.runs, shown.analyses, strict=True)):
         folded = Markup("<details{}><summary>{}</summary>{}{}</details>").format(
-            Markup(" open") if place == 0 else "", run.name, _confusions(shown, place), _matrix(shown, place)
+            Markup(" open") if place < 2 else "", run.name, _confusions(shown, place), _matrix(shown, place)
         )
         parts.append(folded if len(shown.runs) > 1 else _confusions(shown, place) + _matrix(shown, place))
         score = analysis.breakdown.confusion_score
@@ -60,7 +60,9 @@ def confusion_section(shown: Comparison) -> Section:
         f"Detections with a score of {score:g} or more, at IoU 0.50, by the object they overlap most; in percent of the"
         " row. Nothing: objects that no such detection found. Background: detections where no object is."
     )
-    return Section("confusion", "Confusion matrix", Markup("\n").join(parts), note)
+    return Section(
+        "confusion", "Confusion matrix", Markup('<div class="matrices">{}</div>').format(Markup("\n").join(parts)), note
+    )
 
 
 def calibration_section(shown: Comparison) -> Section:

@@ -122,11 +122,11 @@ def _card(
     open_image: Callable[[ImageRecord], Image.Image],
 ) -> _Card:
     height, width = record.image_size
-    letter = max(width, height) / 31
+    letter = max(width, height * 4 / 3) / 31  # as large on every picture, which all stand in frames of 4:3
     figures = []
     for each in marks:
         found = each.of_image(record.id, _LOWEST_THRESHOLD)
-        boxes = [_box(mark, threshold, width, letter) for mark in reversed(found)]  # the best on top
+        boxes = [_box(mark, threshold, record.image_size, letter) for mark in reversed(found)]  # the best on top
         figures.append(_Figure(boxes, told([box.mark for box in boxes if box.shown])))
     return _Card(
         id=record.id,
@@ -145,11 +145,16 @@ def told(marks: Sequence[Mark]) -> str:
     return ", ".join(f"{counts[kind]} {kind}" for kind in MARK_KINDS if counts[kind]) or "no boxes"
 
 
-def _box(mark: Mark, threshold: float, width: float, letter: float) -> _Box:
+def _box(mark: Mark, threshold: float, image_size: tuple[int, int], letter: float) -> _Box:
+    height, width = image_size
     x1, y1, _, y2 = mark.box
     label = f"{mark.class_name} {mark.kind}" if mark.is_object else f"{mark.class_name} {mark.score:.2f}"
-    above = y1 - letter * 0.35
-    label_y = above if above > letter else min(y1 + letter, y2)
+    # What was detected is named above its box, what is there below: they often share a box.
+    above, below = y1 - letter * 0.35, y2 + letter * 0.95
+    if mark.is_object:
+        label_y = below if below < height else y2 - letter * 0.35
+    else:
+        label_y = above if above > letter else min(y1 + letter, y2)
     runs_out = x1 + 0.6 * letter * len(label) > width
     return _Box(
         mark=mark,

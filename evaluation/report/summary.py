@@ -29,7 +29,8 @@ def summary_section(shown: Comparison) -> Section:
     body = [_runs_table(shown)]
     figures = [("AP by the IoU that counts as found", _by_iou(shown))]
     if len(shown.runs) > 1:
-        figures.insert(0, (f"Gain over {shown.runs[shown.baseline].name}, mAP, in points", _gains(shown)))
+        over = f"over {shown.runs[shown.baseline].name}, points"
+        figures = [(f"Gain in {key} {over}", _gains(shown, key)) for key in ("mAP", "AP50")] + figures
     body += [chart_grid(figures, names=shown.names), _definitions(shown)]
     return Section("summary", "Summary", Markup("\n").join(body), _note(shown))
 
@@ -86,14 +87,14 @@ def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
     return f"[{written(interval.low)}, {written(interval.high)}]"
 
 
-def _gains(shown: Comparison) -> Markup:
+def _gains(shown: Comparison, key: str) -> Markup:
     rows = [
         IntervalRow(run.name, 100 * gain.estimate, 100 * gain.low, 100 * gain.high, place)
         for place, (run, analysis) in enumerate(zip(shown.runs, shown.analyses, strict=True))
-        if analysis.gain is not None and (gain := analysis.gain.get("mAP")) is not None
+        if analysis.gain is not None and (gain := analysis.gain.get(key)) is not None
     ]
-    title = "Gain in mAP over the baseline with its interval, a line a run"
-    return interval_chart(rows, title=title, x_label="Δ mAP, points") if rows else Markup("")
+    title = f"Gain in {key} over the baseline with its interval, a line a run"
+    return interval_chart(rows, title=title, x_label=f"Δ {key}, points") if rows else Markup("")
 
 
 def _by_iou(shown: Comparison) -> Markup:
@@ -108,7 +109,7 @@ def _by_iou(shown: Comparison) -> Markup:
 
 def _definitions(shown: Comparison) -> Markup:
     columns = [Column("run", numeric=False)]
-    columns += [Column(f"{METRIC_NAMES.get(m, m)}: {what}") for m in METRICS for what in ("mAP", "AP50")]
+    columns += [Column(what, group=METRIC_NAMES[metric]) for metric in METRICS for what in ("mAP", "AP50")]
     rows = []
     for run, analysis in zip(shown.runs, shown.analyses, strict=True):
         figures = [figure for metric in METRICS for figure in _two(analysis.results[metric])]

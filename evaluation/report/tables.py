@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -12,11 +13,16 @@ from .page import render
 
 @dataclass(frozen=True)
 class Column:
-    """A column. numeric: right-aligned, and sortable where cells have values."""
+    """A column. numeric: right-aligned, and sortable where cells have values.  title: told when it is pointed at.
+
+    group: a heading over neighbouring columns with the same one.  style: its place in the palette, shown before it.
+    """
 
     label: str
     numeric: bool = True
     title: str = ""
+    group: str = ""
+    style: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,11 @@ def table(
     def cells(row: Sequence[Cell | str]) -> list[Cell]:
         return [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
 
+    groups = [(*key, len(list(found))) for key, found in groupby(columns, lambda column: (column.group, column.style))]
     return render(
         "table.html",
         columns=columns,
+        groups=groups if any(column.group for column in columns) else None,
         rows=[cells(row) for row in rows],
         caption=caption,
         sortable=sortable,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from markupsafe import Markup
@@ -20,6 +20,8 @@ _LOSSES = ("total", "detection", "feature", "logit", "region")
 _EXPLAINED = {
     "total": "Objective, weighted sum", "detection": "Detection loss", "feature": "Feature loss, unweighted",
     "logit": "Logit loss, unweighted", "region": "Region loss, unweighted", "gradient_norm": "Gradient norm",
+    "loss_objectness": "Proposals: objectness", "loss_rpn_box_reg": "Proposals: boxes",
+    "loss_classifier": "Detections: classes", "loss_box_reg": "Detections: boxes",
 }  # fmt: skip
 _MOST_ROWS_SHOWN = 60
 
@@ -32,12 +34,13 @@ def curves_section(shown: Comparison) -> Section:
         ("Validation AP50, percent", _chart(runs, "validation AP50", lambda e: _percent(e.ap50))),
     ]
     found = {name for run in runs for epoch in run.history for name in epoch.losses}
-    names = [name for name in _LOSSES if name in found] + sorted(found - set(_LOSSES))
-    for name in names:
-        caption = _EXPLAINED.get(name, name)
-        figures.append((caption, _chart(runs, caption, lambda e, name=name: e.losses.get(name))))
-    body = chart_grid(figures, names=shown.names)
-    return Section("curves", "Training curves", body + _numbers(runs), "Means over the training images of each epoch.")
+    figures += [_loss(runs, name) for name in _LOSSES if name in found]
+    parts = [_loss(runs, name) for name in sorted(found - set(_LOSSES), key=lambda n: (n not in _EXPLAINED, n))]
+    body = chart_grid(figures, names=shown.names) + _numbers(runs)
+    if parts:
+        folded = "<details><summary>Parts of the detection loss, gradient norm</summary>{}</details>"
+        body += Markup(folded).format(chart_grid(parts))
+    return Section("curves", "Training curves", body, "Losses are means over the training images of each epoch.")
 
 
 def time_section(shown: Comparison) -> Section:
@@ -67,12 +70,16 @@ def time_section(shown: Comparison) -> Section:
     return Section("time", "Time", body, note)
 
 
+def _loss(runs: Sequence[Run], name: str) -> tuple[str, Markup]:
+    caption = _EXPLAINED.get(name, name)
+    return caption, _chart(runs, caption, lambda epoch: epoch.losses.get(name))
+
+
 def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def _chart(runs: Sequence[Run], title: str, value: object) -> Markup:
-    assert callable(value)
+def _chart(runs: Sequence[Run], title: str, value: Callable[[Epoch], float | None]) -> Markup:
     series = []
     for place, run in enumerate(runs):
         points = [(epoch.number, value(epoch)) for epoch in run.history]

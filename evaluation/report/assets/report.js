@@ -24,7 +24,8 @@ document.documentElement.classList.add("js");
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const original = [...body.rows];
-  [...table.tHead.rows[0].cells].forEach((head, column) => {
+  const heads = [...table.tHead.querySelectorAll("[data-column]")];
+  heads.forEach((head, column) => {
     if (column > 0 && !original.some((row) => row.cells[column].dataset.v !== undefined)) return;
     const button = document.createElement("button");
     button.type = "button";
@@ -32,7 +33,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const before = head.getAttribute("aria-sort");
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      for (const other of heads) other.removeAttribute("aria-sort");
       let rows = original;
       if (column > 0 && before !== "ascending") {
         const sign = before === "descending" ? 1 : -1;
