@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from pipeline.sweep.collect import SweepRuns
 from pipeline.sweep.cost import LiveRatio, cost_lines, read_live_ratio, save_live_ratio, sweep_cost
 from pipeline.sweep.hparams import write_hparams
 from pipeline.sweep.latex import latex
 from pipeline.sweep.markdown import markdown
+from pipeline.sweep.report import FILE, write_report
 from pipeline.sweep.rows import runs_csv, summary_csv
 from pipeline.sweep.summary import summarise
 from pipeline.sweep.terminal import summary_tables
@@ -36,4 +38,13 @@ def write_results(collected: SweepRuns, folder: Path, live: LiveRatio | None = N
     write_text(folder / "summary.csv", summary_csv(summary))
     write_text(folder / "results.tex", latex(summary))
     write_hparams(collected, folder / "hparams")
-    return [*summary_tables(summary), titled("Cost", *cost_lines(cost))]
+    lacking = write_report(collected, summary, cost, folder)
+    files = f"results in {folder}: results.md, .csv, .json, .tex, summary.csv, hparams/"
+    return [
+        *summary_tables(summary),
+        titled("Cost", *cost_lines(cost)),
+        "",
+        Text(files),
+        *([Text(lacking)] if lacking else []),
+        Text(f"next: open {folder / FILE}"),
+    ]
