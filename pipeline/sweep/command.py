@@ -103,8 +103,8 @@ def prepare(request: SweepRequest) -> Prepared:
     return Prepared(standing, stores, folder)
 
 
-def run_sweep(request: SweepRequest, runner: Runner | None = None) -> SweepOutcome:
-    """Work through a plan; return what it came to.
+def run_sweep(request: SweepRequest, runner: Runner | None = None, rules: Rules | None = None) -> SweepOutcome:
+    """Work through a plan; return what it came to. runner, rules: others than the request's, for what is no training.
 
     Raises as `prepare`; KeyboardInterrupt once everything under way has saved; StoreStaleError where a store changed.
     """
@@ -115,7 +115,7 @@ def run_sweep(request: SweepRequest, runner: Runner | None = None) -> SweepOutco
     claims = Claims(prepared.folder.claims)
     train = runner or TrainRunner(standing.variants.options, places, parallel=parallel, devices=request.devices)
     say(f"{standing.num_finished} of {standing.num_runs} runs are finished")
-    schedule = Schedule(standing, train, claims, prepared.stores, Rules(parallel, request.retries))
+    schedule = Schedule(standing, train, claims, prepared.stores, rules or Rules(parallel, request.retries))
     schedule.work()
     for member in standing.waiting():
         failed = [run for run in standing.all_runs() if run.name in schedule.failed]
@@ -126,7 +126,10 @@ def run_sweep(request: SweepRequest, runner: Runner | None = None) -> SweepOutco
 
 
 def parsed_overrides(texts: Sequence[str], voc_root: Path | None) -> dict[str, Any]:
-    """Return `--set OPTION=VALUE` texts as options; raises UsageError for what `train` would not take."""
+    """Return `--set OPTION=VALUE` texts as options; `null` is the default.
+
+    Raises UsageError for what `train` would not take.
+    """
     options, found = TrainOptions(), dict[str, Any]()
     given: dict[str, list[str]] = {}
     for text in texts:
@@ -137,7 +140,8 @@ def parsed_overrides(texts: Sequence[str], voc_root: Path | None) -> dict[str, A
     for name, values in given.items():
         if name == STORES:
             raise UsageError("--set cached-teachers: not for this option", hint="give --cached-teachers STORE")
-        found[name] = options.value("--set", name, values if len(values) > 1 else values[0])
+        given_value = None if values == ["null"] else values if len(values) > 1 else values[0]
+        found[name] = options.value("--set", name, given_value)
     if voc_root is not None:
         found["voc_root"] = str(voc_root)
     return found

@@ -21,7 +21,8 @@ _UNKNOWN = "unknown"
 class MemberForecast:
     """What is ahead of a member. seconds: of all its runs that are not finished; None where no such run is finished.
 
-    disk_bytes: of the checkpoints of all its runs; None for a backbone of unknown size.  chosen_from: the arm that
+    disk_bytes: of the checkpoints of all its runs; None for a backbone of unknown size.  same_as: the member whose runs
+    are its own too.  chosen_from: the arm that
     decides on an option, by option.
     """
 
@@ -32,6 +33,7 @@ class MemberForecast:
     started: int
     seconds: float | None
     disk_bytes: int | None
+    same_as: str | None
     chosen_from: dict[str, str]
 
 
@@ -82,6 +84,8 @@ def forecast_parts(standing: Standing, found: list[MemberForecast], parallel: in
 def _lines(standing: Standing, found: list[MemberForecast], seconds: float | None) -> list[str]:
     lines = []
     for each in found:
+        if each.same_as:
+            lines.append(f"{each.name}: the same runs as {each.same_as}")
         chosen = ", ".join(f"{option} of the best of {arm}" for option, arm in each.chosen_from.items())
         if chosen:
             lines.append(f"{each.name}: {chosen}, by mean validation mAP at the last epoch")
@@ -93,9 +97,10 @@ def _lines(standing: Standing, found: list[MemberForecast], seconds: float | Non
 
 
 def _member(standing: Standing, member: Member, estimates: Estimates) -> MemberForecast:
-    config = standing.variants.trial(member)
-    runs = standing.runs.get(member.name, {})
-    count, finished = len(standing.seeds), len(standing.results[member.name])
+    config, owner = standing.variants.trial(member), standing.variants.owner(member)
+    shared = owner != member.name
+    runs = {} if shared else standing.runs.get(member.name, {})
+    count, finished = (0, 0) if shared else (len(standing.seeds), len(standing.results[member.name]))
     each_takes, each_fills = estimates.seconds(config), checkpoint_bytes(config)
     options = standing.variants.options
     return MemberForecast(
@@ -106,6 +111,7 @@ def _member(standing: Standing, member: Member, estimates: Estimates) -> MemberF
         started=sum(status_of(run) == "started" for run in runs.values()),
         seconds=0.0 if finished == count else None if each_takes is None else each_takes * (count - finished),
         disk_bytes=None if each_fills is None else each_fills * count,
+        same_as=owner if shared else None,
         chosen_from={options.flag(option): arm for option, arm in member.references.items()},
     )
 

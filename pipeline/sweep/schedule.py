@@ -275,7 +275,8 @@ class Schedule:
         """Return how long the rest will take about; None where nothing of a kind is known."""
         standing, total = self._standing, 0.0
         for member in standing.variants.members.values():
-            open_seeds = len(standing.seeds) - len(standing.results[member.name])
+            shared = standing.variants.owner(member) != member.name
+            open_seeds = 0 if shared else len(standing.seeds) - len(standing.results[member.name])
             if open_seeds:
                 seconds = self._estimates.seconds(standing.variants.trial(member))
                 if seconds is None:

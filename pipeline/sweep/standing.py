@@ -59,13 +59,16 @@ class Standing:
 
     @property
     def num_runs(self) -> int:
-        """All runs of the plan, those that wait too."""
-        return len(self.variants.members) * len(self.seeds)
+        """All runs of the plan, those that wait too; what two members share counts once."""
+        return len({run.name for run in self._named()}) + len(self.waiting()) * len(self.seeds)
 
     @property
     def num_finished(self) -> int:
         """The finished ones."""
-        return sum(map(len, self.results.values()))
+        return len({run.name for run in self._named() if self.is_finished(run)})
+
+    def _named(self) -> list[Run]:
+        return [run for runs in self.runs.values() for run in runs.values()]
 
     def _decide(self, member: Member) -> None:
         if member.name in self.runs:

@@ -73,7 +73,12 @@ class Variants:
         self.plan = self._normal_form(plan)
         self._check_references()
         self.stages = self._stages()
-        self.members = {m.name: m for name, arm in self._arms.items() for m in self._expanded(name, arm)}
+        self._owners: dict[bytes, str] = {}
+        self.members: dict[str, Member] = {}
+        for member in (member for name, arm in self._arms.items() for member in self._expanded(name, arm)):
+            if member.name in self.members:
+                raise UsageError(f"{where}: two arms come to the same name, {member.name}", hint="rename one of them")
+            self.members[member.name] = member
         self._check_members()
 
     def members_of(self, arm: str) -> list[Member]:
@@ -84,13 +89,21 @@ class Variants:
         """Return whether a member has teacher targets."""
         return bool(member.options.get(STORES))
 
+    def owner(self, member: Member) -> str:
+        """Return the first member whose runs are this one's: itself, unless another arm comes to the same options."""
+        return member.name if member.references else self._owners[_identity(member, self.trial(member))]
+
     def run(self, member: Member, seed: int, values: Mapping[str, Any], places: Places) -> Run:
-        """Return a member's run with a seed. values: of the options that other arms decided on."""
+        """Return a member's run with a seed. values: of the options that other arms decided on.
+
+        Where another member's runs are the same, they are this one's too.
+        """
         options = member.resolved(values)
         config = self.options.config(self._place(member.arm), options, places, "run", seed)
         # Without defaults: a run keeps its name when `train` gets another option.
         named = digest(config.resolved().computed(defaults=False))[:_DIGITS]
-        name = f"{member.name}-s{seed}-{named}"
+        owner = self._owners.get(_identity(member, config), member.name)
+        name = f"{owner}-s{seed}-{named}"
         return Run(name, member, seed, options, config.model_copy(update={"run_name": name}))
 
     def trial(self, member: Member, places: Places = _ANYWHERE) -> TrainConfig:
@@ -102,12 +115,7 @@ class Variants:
         return f"{self._where}: arm {arm}"
 
     def _checked_train(self, plan: Plan, overrides: dict[str, Any]) -> dict[str, Any]:
-        where = f"{self._where}: train"
-        found = self.options.checked(where, plan.train)
-        for name, value in found.items():
-            if isinstance(value, BestOf):
-                raise UsageError(f"{where}: {self.options.flag(name)}: best_of is for arms")
-        return {**found, **overrides}
+        return {**self.options.checked(f"{self._where}: train", plan.train), **overrides}
 
     def _checked_arm(self, name: str, arm: Arm, overrides: Mapping[str, Any]) -> Arm:
         where = self._place(name)
@@ -198,11 +206,7 @@ class Variants:
         return found
 
     def _check_members(self) -> None:
-        """Refuse members whose options do not go together, or that are what another one is."""
-        expanded = sum(len(self.members_of(name)) for name in self._arms)
-        if len(self.members) < expanded:
-            raise UsageError(f"{self._where}: two arms come to the same name", hint="rename one of them")
-        seen: dict[bytes, str] = {}
+        """Refuse members whose options do not go together; note whose runs each one's are."""
         for member in self.members.values():
             where = self._place(member.arm)
             if len(member.name) > _MAX_NAME:
@@ -211,12 +215,8 @@ class Variants:
                 )
             self._check_targets(where, member)
             config = self.trial(member)
-            if member.references:
-                continue
-            same = canonical_json([config.resolved().computed(), member.options.get(STORES)])
-            if same in seen:
-                raise UsageError(f"{where}: {member.name} is the same as {seen[same]}", hint="leave one of them out")
-            seen[same] = member.name
+            if not member.references:
+                self._owners.setdefault(_identity(member, config), member.name)
 
     def _check_targets(self, where: str, member: Member) -> None:
         if member.options.get(STORES):
@@ -228,6 +228,12 @@ class Variants:
                     f"{where}: {self.options.flag(option)} is given, but no teacher's targets",
                     hint="add cached-teachers: true, or leave it out for a baseline",
                 )
+
+
+def _identity(member: Member, config: TrainConfig) -> bytes:
+    """Return what two members have in common whose runs are the same: all that is computed, but for the seed."""
+    computed = {name: value for name, value in config.resolved().computed().items() if name != "seed"}
+    return canonical_json([computed, member.options.get(STORES)])
 
 
 def _short(value: Any) -> str:
