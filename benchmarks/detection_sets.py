@@ -43,13 +43,13 @@ def _of_image(
         source = rng.integers(0, len(target), len(near))
         objects = target.boxes_xyxy_orig[source].astype(np.float64)
         sides = np.tile(objects[:, 2:] - objects[:, :2], 2)
-        spread = rng.gamma(1, 0.12, len(near))
+        spread = rng.gamma(1.5, 0.06, len(near))
         moved = objects + rng.normal(0, 1, objects.shape) * sides * spread[:, None]
         boxes[near] = np.concatenate(
             [np.minimum(moved[:, :2], moved[:, 2:]), np.maximum(moved[:, :2], moved[:, 2:])], axis=1
         )
         right = rng.random(len(near)) < RIGHT_CLASS
         labels[near[right]] = target.labels[source[right]]
-        scores[near] = np.exp(-3 * spread) * rng.beta(6, 2, len(near))
+        scores[near] = np.exp(-2 * spread) * rng.beta(3, 2, len(near))
     boxes = boxes.clip(0, (width, height, width, height))
     return boxes.astype(np.float32), labels, scores.astype(np.float32)

@@ -37,14 +37,15 @@ class Selection:
     outputs: names of the arrays of every teacher, by key.
     """
 
-    def __init__(self, stores: Sequence[TeacherStore], ids: Sequence[str]) -> None:
-        """Find the images in the stores.
+    def __init__(self, stores: Sequence[TeacherStore], ids: Sequence[str], *, called: str = "training images") -> None:
+        """Find the images in the stores. called: what they are, for messages.
 
         Raises StoreStaleError for a store of another frame, or where two stores saw different images under one id;
         UsageError for a store of images.
         """
         self.stores = tuple(stores)
         self.ids = tuple(ids)
+        self._called = called
         self.digests: dict[str, str] = {}
         self.outputs: dict[str, set[str]] = {}
         self._rows: list[NDArray[np.int64]] = []
@@ -201,7 +202,7 @@ class Selection:
         ]
         of = f" of teacher {teacher}, view {view}" if len(self.stores) > 1 else ""
         raise StoreIncompleteError(
-            f"{len(missing)} of {len(self.ids)} training images are not in {self._named(holding)}{of}"
+            f"{len(missing)} of {len(self.ids)} {self._called} are not in {self._named(holding)}{of}"
             f" ({self._shown(missing)}); {', '.join(held)}",
             hint="train on images that are there (--voc-set, --limit), or extract the others into a store of their own"
             " and give it too: python cli.py extract-teachers … --out OTHER, then --cached-teachers OTHER",
@@ -209,8 +210,8 @@ class Selection:
 
     def _refuse_uncommitted(self, number: int, reader: ArrayReader, missing: NDArray[np.intp]) -> None:
         raise StoreIncompleteError(
-            f"{self.stores[number].catalog.path}: {reader.layout.path}: {len(missing)} of {len(self.ids)} training"
-            f" images are not committed ({self._shown(missing)})",
+            f"{self.stores[number].catalog.path}: {reader.layout.path}: {len(missing)} of {len(self.ids)}"
+            f" {self._called} are not committed ({self._shown(missing)})",
             hint="run the same extract-teachers command again: it resumes",
         )
 

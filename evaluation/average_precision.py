@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,29 @@ from .sizes import SIZES
 _RECALLS = np.linspace(0, 1, 101)
 
 
+class DefinitionMeans(TypedDict):
+    """Means over classes by one definition of average precision; per_iou: by threshold."""
+
+    mAP: float | None
+    AP50: float | None
+    per_iou: dict[str, float | None]
+
+
+class SizeMeans(TypedDict):
+    """Means over classes for objects of one size; objects: how many of them are not difficult."""
+
+    mAP: float | None
+    AP50: float | None
+    objects: int
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """Average precision over a set of images, as fractions; None where nothing was there to find.
 
     mAP: mean over classes and the ten IoU thresholds.  per_iou: mean over classes, by threshold, "0.50" … "0.95".
     per_class: {class: {"mAP": mean over thresholds, "AP50": at 0.50}}, in the devkit's order.
-    definitions: {metric: {"mAP", "AP50"}}, means over classes by each of the three definitions.
-    by_size: {"small" | "medium" | "large": {"mAP", "AP50", "objects"}}, by this metric; objects: how many there are of
-    this size that are not difficult.
+    definitions: by metric, this one too.  by_size: of small, medium and large objects, by this metric.
     A class without an object that is not difficult has no AP and is left out of every mean.
     """
 
@@ -44,8 +59,8 @@ class EvaluationResult:
     mAP: float | None  # noqa: N815  (the field's own name)
     per_iou: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
-    definitions: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    by_size: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    definitions: dict[str, DefinitionMeans] = field(default_factory=dict)
+    by_size: dict[str, SizeMeans] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return what `eval --json` prints, ready for `json.dumps`."""
@@ -82,19 +97,25 @@ def evaluate(detections: Detections, records: Sequence[ImageRecord], metric: Met
         images=len(targets),
         metric=metric,
         mAP=_mean(table),
-        per_iou={f"{iou:.2f}": _mean(table[:, column]) for column, iou in enumerate(IOU_THRESHOLDS)},
-        per_class={name: _means(table[[row]]) for row, name in enumerate(VOC_CLASSES)},
-        definitions={name: _means(values) for name, values in tables.items()},
+        per_iou=_per_iou(table),
+        per_class={
+            name: {"mAP": _mean(row), "AP50": _mean(row[:1])} for name, row in zip(VOC_CLASSES, table, strict=True)
+        },
+        definitions={
+            name: {"mAP": _mean(values), "AP50": _mean(values[:, 0]), "per_iou": _per_iou(values)}
+            for name, values in tables.items()
+        },
         by_size=_by_size(by_coco if metric == "coco" else by_devkit, metric),
     )
 
 
-def _by_size(matcher: Matcher, metric: Metric) -> dict[str, dict[str, float | None]]:
-    sizes = {}
+def _by_size(matcher: Matcher, metric: Metric) -> dict[str, SizeMeans]:
+    sizes: dict[str, SizeMeans] = {}
     for name, area_range in SIZES.items():
         matches = matcher.matches(area_range)
         objects = sum(match.num_positives for match in matches.values())
-        sizes[name] = {**_means(_table(matches, metric)), "objects": objects}
+        table = _table(matches, metric)
+        sizes[name] = {"mAP": _mean(table), "AP50": _mean(table[:, 0]), "objects": objects}
     return sizes
 
 
@@ -103,8 +124,8 @@ def _table(matches: dict[str, ClassMatches], metric: Metric) -> NDArray[np.float
     return np.array([average_precision(m.true_positive, m.ignored, m.num_positives, metric) for m in matches.values()])
 
 
-def _means(table: NDArray[np.float64]) -> dict[str, float | None]:
-    return {"mAP": _mean(table), "AP50": _mean(table[:, 0])}
+def _per_iou(table: NDArray[np.float64]) -> dict[str, float | None]:
+    return {f"{iou:.2f}": _mean(column) for iou, column in zip(IOU_THRESHOLDS, table.T, strict=True)}
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -71,28 +71,30 @@ def calibration(
     bins: how many, of equal width from min_score to 1.  min_score: detections below it are left out; an evaluation
     keeps many of almost no score, which would drown the others.
 
-    Raises DetectionsError where detections and records do not cover the same images, or a score is outside 0..1.
+    Raises DetectionsError where detections and records do not cover the same images, or a score is above 1.
     """
     if not 0 <= min_score < 1 or bins < 1:
         raise ValueError(f"expected bins ≥ 1 and 0 ≤ min_score < 1, found {bins} and {min_score}")
-    outside = np.flatnonzero((detections.scores < 0) | (detections.scores > 1))
-    if outside.size:
-        raise DetectionsError(
-            f"expected scores in 0..1 to judge them as probabilities, found {detections.scores[outside[0]]:g}"
-        )
+    highest = detections.scores.max(initial=0.0)
+    if highest > 1:
+        raise DetectionsError(f"expected scores in 0..1 to judge them as probabilities, found {highest:g}")
     truth = join_ground_truth(detections, records)
     found = match_detections(detections, truth.targets, metric, [iou]).values()
     counted = np.concatenate([match.detections[~match.ignored[0]] for match in found])
     true_positive = np.concatenate([match.true_positive[0][~match.ignored[0]] for match in found])
-    scores = detections.scores[counted].astype(np.float64)
-    considered = scores >= np.float32(min_score)
-    return _in_bins(scores[considered], true_positive[considered], np.linspace(min_score, 1.0, bins + 1))
+    scores, edges = detections.scores[counted], np.linspace(min_score, 1.0, bins + 1)
+    # As float32 both, since a multiple of a tenth is rarely the double that it is written as: 0.3 begins its bin.
+    index = np.searchsorted(edges.astype(np.float32), scores.astype(np.float32), side="right") - 1
+    considered = index >= 0
+    return _in_bins(
+        index[considered].clip(max=bins - 1), scores[considered].astype(np.float64), true_positive[considered], edges
+    )
 
 
-def _in_bins(scores: NDArray[np.float64], true: NDArray[np.bool_], edges: NDArray[np.float64]) -> Calibration:
+def _in_bins(
+    index: NDArray[np.int64], scores: NDArray[np.float64], true: NDArray[np.bool_], edges: NDArray[np.float64]
+) -> Calibration:
     bins = len(edges) - 1
-    # Edges as float32, as scores are: a score of 0.1f belongs to the bin that starts at 0.1.
-    index = np.clip(np.searchsorted(edges.astype(np.float32), scores, side="right") - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
     confidence, precision = np.full(bins, np.nan), np.full(bins, np.nan)
     np.divide(np.bincount(index, scores, bins), counts, out=confidence, where=counts > 0)

@@ -21,7 +21,7 @@ def confusion_matrix(
     given to objects by falling IoU, of equal ones the higher score first, one detection an object. A detection whose
     turn comes with a difficult object counts nowhere; difficult objects are in no row.
     """
-    rows = np.flatnonzero(detections.scores >= np.float32(score_threshold))
+    rows = np.flatnonzero(detections.scores >= detections.scores.dtype.type(score_threshold))
     rows = rows[np.argsort(-detections.scores[rows], kind="stable")]
     places, objects, overlaps = [], [], []
     for left, candidates, overlap in candidate_pairs(detections, truth, rows):

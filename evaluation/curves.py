@@ -34,14 +34,14 @@ class Curve:
     """Precision and recall of one class after each of its n detections by falling score, ignored ones left out.
 
     recall, precision: [n] float64 fractions, as they are.  envelope: [n] float64, the highest precision at this recall
-    or a higher one.  scores: [n] float32.  num_positives: objects there were to find.  average_precision: by the
-    metric the curve was made with.
+    or a higher one.  scores: [n], as the detections have them.  num_positives: objects there were to find.
+    average_precision: by the metric the curve was made with.
     """
 
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
     envelope: NDArray[np.float64]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating]
     num_positives: int
     average_precision: float
 
@@ -103,7 +103,7 @@ def precision_recall_curves(
     return {name: _curve(match, detections.scores, metric) for name, match in matches.items() if match.num_positives}
 
 
-def _curve(match: ClassMatches, scores: NDArray[np.float32], metric: Metric) -> Curve:
+def _curve(match: ClassMatches, scores: NDArray[np.floating], metric: Metric) -> Curve:
     counted = ~match.ignored[0]
     true_positives = match.true_positive[0][counted].cumsum()
     precision = true_positives / np.arange(1, len(true_positives) + 1)

@@ -9,20 +9,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .average_precision import EvaluationResult
 from .bootstrap import Difference, Interval
 from .calibration import Calibration
 from .curves import Curve
 from .error_breakdown import ERRORS, TOTALS, ErrorBreakdown
 
+_MEANS = ("mAP", "AP50")
 _MEANING = {
-    "classification": "right place, wrong class",
-    "localisation": "right class, box too far off",
-    "both": "wrong class and box too far off",
-    "duplicate": "found again, after a better one",
-    "background": "nothing there",
-    "missed": "found by nothing, not even so",
-    "false positive": "the first five",
-    "false negative": "every object not found",
+    "classification": "the box fits, the class is wrong",
+    "localisation": "the box is too far off",
+    "both": "class wrong and box off",
+    "duplicate": "found once more",
+    "background": "nothing is there",
+    "missed": "nothing found it at all",
+    "false positive": "the first five kinds",
+    "false negative": "all objects not found",
 }
 
 
@@ -40,9 +42,9 @@ def error_table(errors: ErrorBreakdown) -> RenderableType:
     """Return every kind of mistake, how many there are, and the AP they cost."""
     table = _table("Mistakes at IoU 0.50, and the AP50 gained by putting each kind alone right")
     table.add_column("kind", no_wrap=True, min_width=16)
-    table.add_column("count", justify="right", no_wrap=True, min_width=9)
-    table.add_column("AP50", justify="right", no_wrap=True, min_width=7)
-    table.add_column("", no_wrap=True, min_width=12)
+    table.add_column("count", justify="right", no_wrap=True, min_width=8)
+    table.add_column("AP50", justify="right", no_wrap=True, min_width=6)
+    table.add_column("", no_wrap=True, min_width=11)
     table.add_column("what", no_wrap=True)
     most = max((errors.cost[kind] for kind in (*ERRORS, *TOTALS)), default=0.0) or 1.0
     for kind in (*ERRORS, *TOTALS):
@@ -66,15 +68,12 @@ def confused_lines(errors: ErrorBreakdown, count: int = 5) -> RenderableType:
 def calibration_line(found: Calibration | None) -> str:
     """Return in words whether scores can be read as probabilities."""
     if found is None:
-        return "calibration: scores outside 0 to 1 cannot be read as probabilities"
+        return "calibration: scores above 1 cannot be read as probabilities"
     error, over = found.expected_calibration_error, found.overconfidence
     if error is None or over is None:
         return f"calibration: no detection has a score of {found.edges[0]:g} or more"
-    tendency = "promise more than they hold" if over > 0 else "promise less than they hold"
-    return (
-        f"calibration: D-ECE {100 * error:.1f} points for scores ≥ {found.edges[0]:g};"
-        f" scores {tendency} by {100 * abs(over):.1f}"
-    )
+    tendency = f"too {'high' if over > 0 else 'low'} by {100 * abs(over):.1f} on average"
+    return f"calibration: D-ECE {100 * error:.1f} points (scores ≥ {found.edges[0]:g}); scores {tendency}"
 
 
 def operating_points_table(curves: Mapping[str, Curve]) -> RenderableType:
@@ -90,28 +89,46 @@ def operating_points_table(curves: Mapping[str, Curve]) -> RenderableType:
     return table
 
 
-def difference_table(differences: Mapping[str, Difference]) -> RenderableType:
-    """Return Δ mAP and Δ AP50 with intervals, then Δ AP50 by class, those that differ for sure marked."""
-    level = 100 * differences["mAP"].level
-    table = _table(f"B − A in points of AP, {level:g} % interval over images")
-    table.add_column("", no_wrap=True, min_width=13)
-    table.add_column("B − A", justify="right", no_wrap=True, min_width=7)
-    table.add_column("interval", justify="right", no_wrap=True, min_width=18)
-    table.add_column("B is worse in", justify="right", no_wrap=True, min_width=15)
-    table.add_column("", no_wrap=True, min_width=3)
+def difference_table(
+    first: EvaluationResult, second: EvaluationResult, differences: Mapping[str, Difference]
+) -> RenderableType:
+    """Return mAP, AP50, and AP50 by class of both, B − A with its interval; marked where that does not hold 0."""
+    title = f"B − A in percent, {100 * differences['mAP'].level:g} % interval over {first.images:,} images"
+    table = _table(title)
+    for name, width in (("", 13), ("A", 6), ("B", 6), ("B − A", 7), ("interval", 15), ("B is worse in", 15)):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True, min_width=width)
     for name, found in differences.items():
-        if name not in ("mAP", "AP50") and not table.rows[-1].end_section and len(table.rows) == 2:
-            table.add_section()
-        label = name if name in ("mAP", "AP50") else f"  {name}"
+        one, other = (_figure(result, name) for result in (first, second))
+        interval = f"[{_signed(found.low)}, {_signed(found.high)}]"
+        worse = f"{100 * found.share_below_zero:.1f} %{' ' if found.holds_zero else '*'}"
         table.add_row(
-            label,
-            _signed(found.estimate),
-            f"[{_signed(found.low)}, {_signed(found.high)}]",
-            f"{100 * found.share_below_zero:.1f} %",
-            "" if found.holds_zero else " *",
-            style="bold" if name in ("mAP", "AP50") else "",
+            name, one, other, _signed(found.estimate), interval, worse, style="bold" if name in _MEANS else ""
         )
+        if name == "AP50":
+            table.add_section()
     return table
+
+
+def verdict(differences: Mapping[str, Difference]) -> str:
+    """Return in words which detector is better on these images, if that can be told."""
+    parts = []
+    for name in _MEANS:
+        found = differences[name]
+        interval = f"[{_signed(found.low)}, {_signed(found.high)}]"
+        if found.holds_zero:
+            parts.append(f"{name}: the interval {interval} holds 0: these images cannot tell the two apart.")
+        else:
+            which = "better" if found.estimate > 0 else "worse"
+            parts.append(f"{name}: B is {which} by {100 * abs(found.estimate):.1f} points {interval}.")
+    return "\n".join(parts)
+
+
+def _figure(result: EvaluationResult, name: str) -> str:
+    if name == "mAP":
+        value = result.mAP
+    else:
+        value = result.per_iou["0.50"] if name == "AP50" else result.per_class[name]["AP50"]
+    return "–" if value is None else _percent(value)
 
 
 def _operating_point(name: str, curve: Curve) -> tuple[str, str, str, str, str]:

@@ -171,6 +171,8 @@ def _read_class_file(path: Path, longest_id: int) -> NDArray[np.void]:
     """Return a file's lines [n] as `id`, cut just beyond the longest id that may be known, and `numbers` [5]."""
     dtype = np.dtype([("id", f"S{longest_id + 1}"), ("numbers", np.float64, (5,))])
     try:
+        if not path.stat().st_size:
+            return np.zeros(0, dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*input contained no data", category=UserWarning)
             return np.loadtxt(path, dtype=dtype, comments=None, encoding="latin-1", ndmin=1)

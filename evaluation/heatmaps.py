@@ -2,7 +2,8 @@
 
 Three looks at the same grid: the first three principal components as colours (parts of one kind share a colour), the
 norm of each cell's vector (outlier tokens stand out), and each cell's cosine similarity to one marked cell, laid over
-the image where that is at hand. The palettes, viridis and cividis, are told apart with any kind of colour vision.
+the image where that is at hand. A student's map stands beside its teacher's in the teacher's colours. The palettes,
+viridis and cividis, are told apart with any kind of colour vision.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from numpy.typing import NDArray
 from data.errors import TeachOnceError
 from data.geometry import FRAME_SIZE, cell_box
 
+from .agreement import cell_cosines
+from .colour_basis import ColourBasis
+
 _HEIGHT_PX, _WIDTH_PX = FRAME_SIZE
 _EXTENT = (0, _WIDTH_PX, _HEIGHT_PX, 0)
 _MARK = "#D55E00"
-# Enough of the heat map to read its colours, enough of the image to see what lies below.
-_OPACITY = 0.55
+# Enough of the heat map to read its colours by the bar's, enough of the image to see what lies below.
+_OPACITY = 0.75
 _PANEL_INCHES = 3.5
 _LETTERS_PER_INCH = 8
 
@@ -85,6 +89,59 @@ def heatmap_figure(rows: Sequence[HeatmapRow], title: str) -> bytes:
         axis.tick_params(labelleft=False)
     for axis in grid[:-1].flat:
         axis.tick_params(labelbottom=False)
+    return _png(figure)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedMaps:
+    """A student's map beside its teacher's, of one image.
+
+    teacher, student: [Gh, Gw, C], in one space.  image: [480, 480, 3] uint8, the frame.  cell: (row, column) that the
+    others are compared with.
+    """
+
+    teacher: NDArray[np.floating]
+    student: NDArray[np.floating]
+    image: NDArray[np.uint8]
+    cell: tuple[int, int]
+
+
+def paired_figure(maps: PairedMaps, title: str) -> bytes:
+    """Return a PNG: the frame, both maps in the teacher's colours, how like a marked cell the others are in each, and
+    the cosine of the two maps cell by cell.
+
+    title: image, teacher, student, and what is marked.
+
+    Raises TeachOnceError for features that are not finite, ValueError for arrays of other shapes.
+    """
+    teacher, student = (
+        HeatmapRow(name, features, maps.image).checked()
+        for name, features in (("the teacher", maps.teacher), ("the student", maps.student))
+    )
+    agreement = cell_cosines(student, teacher)
+    width = (_PANEL_INCHES + 0.5) * 3
+    figure = Figure(figsize=(width, (_PANEL_INCHES + 0.4) * 2 + 0.7), dpi=110, layout="compressed")
+    figure.suptitle(_folded(title, 0.8 * width), fontsize=14, parse_math=False)
+    (frame, colours, likeness), (between, own_colours, own_likeness) = grid = figure.subplots(2, 3)
+    basis = ColourBasis.of(teacher)
+    _panel(frame, maps.image, "frame")
+    _panel(colours, basis.colours(teacher), f"teacher: PCA 1–3 as RGB, {basis.explained:.0%} of variance")
+    _panel(own_colours, basis.colours(student), "student, adapted: the same colours")
+    # Of one range in every picture, so that pictures compare; below zero there is nothing to tell apart.
+    _over(maps.image, between, agreement, f"cosine of student and teacher, mean {agreement.mean():.2f}", (0.0, 1.0))
+    similar = [cosine_to_cell(features, maps.cell) for features in (teacher, student)]
+    limits = (min(0.0, *(float(grid.min()) for grid in similar)), 1.0)
+    for axis, name, found in zip((likeness, own_likeness), ("teacher", "student"), similar, strict=True):
+        _over(maps.image, axis, found, f"{name}: cosine to the marked cell", limits)
+    _mark(list(grid.flat), maps.cell, teacher.shape[:2])
+    for axis in grid[:, 1:].flat:
+        axis.tick_params(labelleft=False)
+    for axis in grid[0]:
+        axis.tick_params(labelbottom=False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     png = BytesIO()
     figure.savefig(png, format="png", bbox_inches="tight", metadata={"Software": None})
     return png.getvalue()
@@ -92,45 +149,36 @@ def heatmap_figure(rows: Sequence[HeatmapRow], title: str) -> bytes:
 
 def _draw_row(row: HeatmapRow, features: NDArray[np.float64], axes: list[Axes]) -> None:
     cell = row.cell or (features.shape[0] // 2, features.shape[1] // 2)
-    colours, explained = principal_colours(features)
+    basis = ColourBasis.of(features)
     if len(axes) == 4:
         if row.image is None:
             axes[0].set_visible(False)
         else:
             _panel(axes[0], row.image, "frame")
-    _panel(axes[-3], colours, f"PCA 1–3 as RGB, {explained:.0%} of variance")
+    _panel(axes[-3], basis.colours(features), f"PCA 1–3 as RGB, {basis.explained:.0%} of variance")
     _scaled(axes[-2], np.linalg.norm(features, axis=2), "norm of each cell", "viridis")
-    if row.image is not None:
-        grey = row.image.mean(axis=2)
-        axes[-1].imshow(grey, extent=_EXTENT, cmap="gray", vmin=0, vmax=255)
-    opacity = 1.0 if row.image is None else _OPACITY
-    _scaled(axes[-1], cosine_to_cell(features, cell), f"cosine to cell {cell}", "cividis", opacity)
-    x1, y1, x2, y2 = cell_box(cell[0], cell[1], features.shape[:2])
+    _over(row.image, axes[-1], cosine_to_cell(features, cell), f"cosine to cell {cell}")
+    _mark(axes, cell, features.shape[:2])
+
+
+def _over(
+    image: NDArray[np.uint8] | None,
+    axis: Axes,
+    grid: NDArray[np.float64],
+    title: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Draw a grid of cosines over the image, grey, where that is at hand."""
+    if image is not None:
+        axis.imshow(image.mean(axis=2), extent=_EXTENT, cmap="gray", vmin=0, vmax=255)
+    _scaled(axis, grid, title, "cividis", 1.0 if image is None else _OPACITY, limits)
+
+
+def _mark(axes: Sequence[Axes], cell: tuple[int, int], grid: tuple[int, int]) -> None:
+    x1, y1, x2, y2 = cell_box(cell[0], cell[1], grid)
     for axis in axes:
         for colour, line in (("white", 3.5), (_MARK, 1.8)):
             axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=line))
-
-
-def principal_colours(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Return the first three principal components as RGB [Gh, Gw, 3] in 0..1, and the share of variance they hold.
-
-    features: [Gh, Gw, C]. Signs are fixed so that equal features give equal colours; each component is stretched
-    between its 1st and 99th percentile, or outlier tokens would take the whole range. A component that features of
-    lower rank do not have is mid-grey.
-    """
-    height, width, _ = features.shape
-    flat = features.reshape(height * width, -1)
-    left, strengths, directions = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
-    colours = np.full((height * width, 3), 0.5)
-    rank = int((strengths > 1e-9 * max(np.abs(flat).max(), 1e-300) * len(flat)).sum())
-    for k in range(min(3, rank)):
-        component = left[:, k] * np.sign(directions[k, np.abs(directions[k]).argmax()])
-        low, high = np.percentile(component, [1, 99])
-        if high > low:
-            colours[:, k] = ((component - low) / (high - low)).clip(0, 1)
-    power = strengths**2
-    explained = float(power[:3].sum() / power.sum()) if rank else 1.0
-    return colours.reshape(height, width, 3), explained
 
 
 def cosine_to_cell(features: NDArray[np.float64], cell: tuple[int, int]) -> NDArray[np.float64]:
@@ -152,13 +200,24 @@ def _write_above(axis: Axes, title: str) -> None:
     written.set_in_layout(False)
 
 
-def _scaled(axis: Axes, grid: NDArray[np.float64], title: str, palette: str, opacity: float = 1.0) -> None:
-    """Draw a grid of numbers with its colour bar."""
+def _scaled(
+    axis: Axes,
+    grid: NDArray[np.float64],
+    title: str,
+    palette: str,
+    opacity: float = 1.0,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Draw a grid of numbers with its colour bar. limits: of the colours, by default those of the numbers."""
     shown = _panel(axis, grid, title, palette, opacity)
+    if limits is not None:
+        shown.set_clim(*limits)
     # Of a mappable of its own, or the bar would be as transparent as the map.
     colours = ScalarMappable(shown.norm, shown.cmap)
     written = ScalarFormatter(useOffset=False)
-    bar = axis.figure.colorbar(colours, ax=axis, fraction=0.046, pad=0.03, format=written)
+    below, above = grid.min() < shown.norm.vmin, grid.max() > shown.norm.vmax
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
+    bar = axis.figure.colorbar(colours, ax=axis, fraction=0.046, pad=0.03, format=written, extend=extend)
     bar.ax.tick_params(labelsize=9)
 
 

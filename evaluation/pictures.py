@@ -1,6 +1,7 @@
 """Draws what a detector found in one image against what was there.
 
-Each outcome has a colour of its own and a line of its own, so that it is told apart in grey too. The colours are from
+Each outcome has a colour of its own and a line of its own, so that it is told apart in grey too; what counts neither
+way has thin lines, and where labels get crowded, it goes without. The colours are from
 the palette of Okabe and Ito, which stays distinct with the common kinds of colour blindness.
 
 Source: Okabe and Ito, Color Universal Design, 2008 (jfly.uni-koeln.de/color).
@@ -28,18 +29,22 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One kind of box: its name in the legend, its RGB colour, and its dashes as (drawn, left out) in line widths."""
+    """One kind of box: its name in the legend, its RGB colour, and its dashes as (drawn, left out) in line widths.
+
+    counts: as one that is right or wrong; thin lines where not.
+    """
 
     name: str
     colour: tuple[int, int, int]
     dashes: tuple[int, int] | None = None
+    counts: bool = True
 
 
 TRUE_POSITIVE = Outcome("true positive", (0, 158, 115))
-FALSE_POSITIVE = Outcome("false positive", (213, 94, 0), dashes=(6, 3))
+FALSE_POSITIVE = Outcome("false positive", (213, 94, 0), dashes=(5, 3))
 MISSED = Outcome("missed", (86, 180, 233), dashes=(2, 2))
-DIFFICULT = Outcome("difficult", (204, 121, 167), dashes=(1, 2))
-ON_DIFFICULT = Outcome("on difficult, ignored", (204, 121, 167))
+DIFFICULT = Outcome("difficult", (204, 121, 167), dashes=(2, 4), counts=False)
+ON_DIFFICULT = Outcome("on difficult, ignored", (204, 121, 167), counts=False)
 # In the order they are drawn: what matters most comes last and lies on top.
 OUTCOMES = (DIFFICULT, ON_DIFFICULT, MISSED, FALSE_POSITIVE, TRUE_POSITIVE)
 
@@ -70,7 +75,7 @@ def draw_detections(
     picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     size = max(12, max(picture.size) // 60)
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-    line = max(2, size // 5)
+    line = max(3, round(size / 4))
     draw = ImageDraw.Draw(picture)
     tags: list[tuple[Outcome, str, Box]] = []
     for outcome, text, box in sorted(marks, key=lambda mark: OUTCOMES.index(mark[0])):
@@ -78,9 +83,11 @@ def draw_detections(
         pixels = (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))
         _outline(draw, pixels, outcome, line)
         tags.append((outcome, text, pixels))
-    _label(draw, tags, font, picture.size)
+    unlabelled = _label(draw, tags, font, picture.size)
     counts = Counter(outcome for outcome, _, _ in marks)
     notes = [title, note, f"IoU ≥ {iou_threshold:.2f}"]
+    if unlabelled:
+        notes.append(f"no room for {unlabelled} label{'s' if unlabelled > 1 else ''}")
     return _with_strip(picture, _strip(max(picture.width, _NARROWEST_PX), counts, notes, font, line))
 
 
@@ -117,12 +124,16 @@ def _judge(
     for label, box, hard, lost in zip(target.labels, target.boxes_xyxy_orig, target.difficult, missed, strict=True):
         if hard or lost:
             outcome = DIFFICULT if hard else MISSED
-            marks.append((outcome, f"{VOC_CLASSES[label - 1]} {outcome.name}", box))
+            marks.append((outcome, VOC_CLASSES[label - 1] + (" missed" if lost and not hard else ""), box))
     return marks
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Box, outcome: Outcome, line: int) -> None:
-    """Draw the box's edge inside it, on a dark rim that holds against light and busy pictures."""
+    """Draw the box's edge inside it, on a dark rim that holds against light and busy pictures.
+
+    line: width in px of what counts.
+    """
+    line = line if outcome.counts else line // 2
     for margin, colour in ((1, _BLACK), (0, outcome.colour)):
         for x1, y1, x2, y2 in _dashes(box, outcome, line):
             draw.rectangle((x1 - margin, y1 - margin, x2 - 1 + margin, y2 - 1 + margin), fill=colour)
@@ -131,14 +142,23 @@ def _outline(draw: ImageDraw.ImageDraw, box: Box, outcome: Outcome, line: int) -
 def _dashes(box: Box, outcome: Outcome, line: int) -> Iterator[Box]:
     x1, y1, x2, y2 = box
     across, down = min(line, x2 - x1), min(line, y2 - y1)
-    drawn, left_out = outcome.dashes or (max(x2 - x1, y2 - y1), 0)
-    step = (drawn + left_out) * line
-    for x in range(x1, x2, step):
-        end = min(x + drawn * line, x2)
-        yield from ((x, y1, end, y1 + down), (x, y2 - down, end, y2))
-    for y in range(y1, y2, step):
-        end = min(y + drawn * line, y2)
-        yield from ((x1, y, x1 + across, end), (x2 - across, y, x2, end))
+    for start, end in _along(x1, x2, outcome, line):
+        yield from ((start, y1, end, y1 + down), (start, y2 - down, end, y2))
+    for start, end in _along(y1, y2, outcome, line):
+        yield from ((x1, start, x1 + across, end), (x2 - across, start, x2, end))
+
+
+def _along(first: int, last: int, outcome: Outcome, line: int) -> Iterator[tuple[int, int]]:
+    """Yield the dashes of a side: one at either end, so that every corner is closed; shorter ones on a short side."""
+    length = last - first
+    drawn, left_out = (line * part for part in outcome.dashes or (length, 0))
+    drawn = min(drawn, (length - left_out) // 2) if outcome.dashes else drawn
+    if drawn < max(left_out // 2, 1) or drawn >= length:
+        yield first, last
+        return
+    gaps = max(1, round((length - drawn) / (drawn + left_out)))
+    for start in np.linspace(first, last - drawn, gaps + 1).round().astype(int).tolist():
+        yield start, start + drawn
 
 
 def _label(
@@ -146,18 +166,23 @@ def _label(
     tags: list[tuple[Outcome, str, Box]],
     font: ImageFont.FreeTypeFont,
     picture_size: tuple[int, int],
-) -> None:
-    """Write every text on its outcome's colour, inside the picture, each where it covers the others least."""
+) -> int:
+    """Write the texts on their outcomes' colours, inside the picture, each where it covers the others least.
+
+    Return how many were left out: where every place is taken to a half, and of what does not count, where none is free.
+    """
     placed: list[tuple[Outcome, str, Box]] = []
     ascent, descent = font.getmetrics()
     for outcome, text, box in reversed(tags):
         width, height = int(font.getlength(text)) + 6, ascent + descent
         places = _places(box, (width, height), picture_size)
-        tag = min(places, key=lambda place: sum(_overlap(place, other) for _, _, other in placed))
-        placed.append((outcome, text, tag))
+        covered = [sum(_overlap(place, other) for _, _, other in placed) for place in places]
+        if min(covered) <= (width * height // 2 if outcome.counts else 0):
+            placed.append((outcome, text, places[covered.index(min(covered))]))
     for outcome, text, (x1, y1, x2, y2) in reversed(placed):
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=outcome.colour, outline=_BLACK)
         draw.text((x1 + 3, y1), text, font=font, fill=_BLACK)
+    return len(tags) - len(placed)
 
 
 def _places(box: Box, tag_size: tuple[int, int], picture_size: tuple[int, int]) -> list[Box]:
@@ -184,8 +209,8 @@ def _strip(
     """Return the legend: each outcome with its line and its number, then the notes, wrapped to the width."""
     gap, row_height = int(font.size), int(font.size * 1.7)
     swatch = 3 * row_height // 2
-    # "on difficult" is rare enough that it would only puzzle where it does not occur.
-    legend = [outcome for outcome in reversed(OUTCOMES) if outcome is not ON_DIFFICULT or counts[outcome]]
+    # What does not count would only puzzle where it does not occur.
+    legend = [outcome for outcome in reversed(OUTCOMES) if outcome.counts or counts[outcome]]
     entries: list[tuple[Outcome | None, str]] = [(outcome, f"{outcome.name} {counts[outcome]}") for outcome in legend]
     entries += [(None, note) for note in notes if note]
     placed: list[tuple[Outcome | None, str, int, int]] = []

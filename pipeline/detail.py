@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 
 from data.records import ImageRecord
+from evaluation.average_precision import EvaluationResult, evaluate
 from evaluation.bootstrap import Interval, bootstrap
 from evaluation.calibration import Calibration, calibration
 from evaluation.curves import Curve, precision_recall_curves
@@ -22,13 +23,14 @@ from evaluation.detections import Detections
 from evaluation.error_breakdown import ErrorBreakdown, error_breakdown
 from evaluation.matching import Metric
 from pipeline.progress import progress
+from pipeline.scoring import ScoreRequest, find_detections, keep
 
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Detail:
-    """What `eval --detail` adds. calibration: None where scores are no fractions."""
+    """What `eval --detail` adds. calibration: None where scores go above 1."""
 
     intervals: dict[str, Interval]
     errors: ErrorBreakdown
@@ -56,6 +58,13 @@ class Detail:
         ]
 
 
+def score_in_detail(request: ScoreRequest) -> tuple[EvaluationResult, Detail, list[str]]:
+    """Return the figures as `score` does, and what is behind them; raises as `score`."""
+    records, found, notes = find_detections(request)
+    result = evaluate(found, records, request.metric)
+    return result, examine(found, records, request.metric), notes + keep(request, records, found)
+
+
 def examine(detections: Detections, records: Sequence[ImageRecord], metric: Metric) -> Detail:
     """Return the detail of one set of detections.
 
@@ -63,10 +72,9 @@ def examine(detections: Detections, records: Sequence[ImageRecord], metric: Metr
     """
     with progress("resampling", RESAMPLES, "resamples") as tick:
         intervals = bootstrap(detections, records, metric, resamples=RESAMPLES, tick=tick)
-    are_fractions = bool(((detections.scores >= 0) & (detections.scores <= 1)).all())
     return Detail(
         intervals=intervals,
         errors=error_breakdown(detections, records, metric),
-        calibration=calibration(detections, records, metric) if are_fractions else None,
+        calibration=calibration(detections, records, metric) if detections.scores.max(initial=0.0) <= 1 else None,
         curves=precision_recall_curves(detections, records, metric),
     )

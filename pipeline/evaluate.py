@@ -15,7 +15,10 @@ from data.geometry import boxes_from_frame
 from data.images import decode_image
 from data.records import ImageRecord
 from evaluation.average_precision import EvaluationResult, evaluate
+from evaluation.curve_figure import curve_figure
+from evaluation.curves import precision_recall_curves
 from evaluation.detections import Detections, ImageDetections
+from evaluation.matching import Metric
 from evaluation.pictures import draw_detections
 from pipeline.dataset import TrainingImages, collate_loaded, plain_batches
 from pipeline.loading import load_batches
@@ -100,15 +103,29 @@ def score_student(
 def draw_pictures(detections: Detections, records: Sequence[ImageRecord], folder: Path, count: int) -> list[Path]:
     """Write `count` pictures of detections against ground truth, spread over the records; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = min(count, len(records))
-    chosen: list[int] = np.linspace(0, len(records) - 1, count).round().astype(int).tolist() if count else []
     paths = []
-    for index in chosen:
+    for index in spread_over(len(records), count):
         record = records[index]
         picture = draw_detections(decode_image(record), detections.of_image(record.id), record.target, title=record.id)
         paths.append(folder / f"{record.id.replace('/', '_')}.png")
         picture.save(paths[-1])
     return paths
+
+
+def draw_curves(detections: Detections, records: Sequence[ImageRecord], folder: Path, metric: Metric) -> Path:
+    """Write the precision–recall curves of every class, at an IoU of 0.50 and of 0.75; return their path."""
+    lines = {f"IoU ≥ {iou:.2f}": precision_recall_curves(detections, records, metric, iou) for iou in (0.5, 0.75)}
+    images = f"{len(records):,} image{'' if len(records) == 1 else 's'}"
+    path = folder / "precision-recall.png"
+    path.write_bytes(curve_figure(lines, f"Precision and recall ({metric}), {images}"))
+    return path
+
+
+def spread_over(records: int, count: int) -> list[int]:
+    """Return which of so many records are drawn: `count` of them, or all, from the first to the last."""
+    count = min(count, records)
+    chosen: list[int] = np.linspace(0, records - 1, count).round().astype(int).tolist() if count else []
+    return chosen
 
 
 def _on_image(result: dict[str, Tensor], image_size: tuple[int, int]) -> ImageDetections:

@@ -15,7 +15,7 @@ from data.voc import read_voc
 from evaluation.devkit_files import read_devkit
 from evaluation.report.comparison import Comparison, compare
 from evaluation.report.contents import report_page
-from pipeline.progress import say
+from pipeline.progress import progress, say
 from pipeline.run_folder import RunFolder, read_run_folder, run_of
 
 _AGREE = 1e-6
@@ -31,6 +31,7 @@ class ReportRequest:
     baseline: str | None = None
     images: int = 24
     image_set: Literal["val", "test"] = "val"
+    resamples: int = 1000
 
 
 def write_report(request: ReportRequest) -> list[str]:
@@ -144,18 +145,19 @@ def _refuse_other_images(
 def _compare(
     request: ReportRequest, folders: Sequence[RunFolder], baseline: int, records: list[ImageRecord]
 ) -> Comparison:
-    ids = [record.id for record in records]
     names = [folder.name for folder in folders]
     runs = []
     for folder in folders:
         say(f"reading {folder.path}")
-        found = read_devkit(folder.detections(request.image_set), ids)
+        found, notes = read_devkit(folder.detections(request.image_set), records)
+        for note in notes:
+            say(f"{folder.path}: {note}")
         name = folder.name if names.count(folder.name) == 1 else str(folder.path)
         runs.append(run_of(folder, found, name, request.image_set))
-    say("computing curves, errors and intervals")
-    shown = compare(runs, baseline, folders[0].sets(request.image_set), records)
+    with progress("resampling images", request.resamples * (2 * len(runs) - 1), "resamples") as tick:
+        shown = compare(runs, baseline, folders[0].sets(request.image_set), records, request.resamples, tick)
     for folder, analysis in zip(folders, shown.analyses, strict=True):
-        _refuse_other_detections(folder, request.image_set, analysis.results["voc"].mAP)
+        _refuse_other_detections(folder, request.image_set, analysis.result.mAP)
     return shown
 
 

@@ -15,7 +15,7 @@ from data.records import ImageRecord
 from evaluation.heatmaps import HeatmapRow, heatmap_figure
 from evaluation.pictures import draw_detections
 from pipeline.dataset import SampleKey, TrainingImages, collate_loaded
-from pipeline.evaluate import detect
+from pipeline.evaluate import detect, spread_over
 from pipeline.trainer import Trainer
 from students.detector import Student
 from students.losses.standardise import standardise
@@ -25,8 +25,7 @@ def detection_pictures(
     student: Student, records: Sequence[ImageRecord], device: torch.device, count: int
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield pictures of detections with ground truth, by image id: of `count` images, spread over the records."""
-    count = min(count, len(records))
-    chosen = [records[int(place)] for place in np.linspace(0, len(records) - 1, count).round()] if count else []
+    chosen = [records[place] for place in spread_over(len(records), count)]
     found = detect(student, chosen, device)
     for record in chosen:
         drawn = draw_detections(decode_image(record), found.of_image(record.id), record.target, title=record.id)

@@ -39,24 +39,34 @@ def score(request: ScoreRequest) -> tuple[EvaluationResult, list[str]]:
 
     Raises UsageError, DatasetError, DetectionsError or CheckpointError.
     """
-    if request.detections is not None:
-        if request.backbone is not None:
-            raise UsageError("--backbone goes with --checkpoint: detections do not say what made them")
-        voc_root, sets = request.voc_root or DEFAULT_VOC_ROOT, request.voc_sets or DEFAULT_SETS
-        records = read_voc(voc_root, sets)
-        found, notes = read_detections(request.detections, records)
-    else:
-        records, found, notes = _detect(request)
+    records, found, notes = find_detections(request)
     result = evaluate(found, records, request.metric)
+    return result, notes + keep(request, records, found)
+
+
+def find_detections(request: ScoreRequest) -> tuple[list[ImageRecord], Detections, list[str]]:
+    """Return the images to score, what was found in them, and notes on it; raises as `score`."""
+    if request.detections is None:
+        return _detect(request)
+    if request.backbone is not None:
+        raise UsageError("--backbone goes with --checkpoint: detections do not say what made them")
+    records = read_voc(request.voc_root or DEFAULT_VOC_ROOT, request.voc_sets or DEFAULT_SETS)
+    return records, *read_detections(request.detections, records)
+
+
+def keep(request: ScoreRequest, records: list[ImageRecord], found: Detections) -> list[str]:
+    """Write the files and pictures that were asked for; return where they are, a line each."""
+    notes: list[str] = []
     if request.save_detections is not None:
         write_detections(found, request.save_detections)
         notes.append(f"detections: {request.save_detections}")
     if request.visualize:
-        from pipeline.evaluate import draw_pictures
+        from pipeline.evaluate import draw_curves, draw_pictures
 
         paths = draw_pictures(found, records, request.out, request.visualize)
         notes.append(f"pictures: {len(paths)} in {request.out}")
-    return result, notes
+        notes.append(f"curves: {draw_curves(found, records, request.out, request.metric)}")
+    return notes
 
 
 def _detect(request: ScoreRequest) -> tuple[list[ImageRecord], Detections, list[str]]:

@@ -62,7 +62,7 @@ class StoredTargets(TargetSource):
         if self.choice.features is not None:
             gh, gw, channels = self._arrays["features"].sample_shape
             self.feature_shape = (gh, gw, channels)
-        self._place = _places(len(records), config.target_shuffle)
+        self._place = shuffled_places(len(records), config.target_shuffle)
         self.digests = self.selection.digests
         self._manifests = {key: self.selection.manifest(key) for key in self.choice.used}
         self.untrained = tuple(key for key, manifest in self._manifests.items() if manifest.untrained)
@@ -144,8 +144,11 @@ class StoredTargets(TargetSource):
         }
 
 
-def _places(count: int, shuffle: int | None) -> Sequence[int]:
-    """Return whose targets each image gets: its own, or, shuffled, another image's."""
+def shuffled_places(count: int, shuffle: int | None) -> Sequence[int]:
+    """Return whose targets each image gets: its own, or, shuffled by a seed, another image's.
+
+    Raises UsageError where a single image shall be shuffled.
+    """
     if shuffle is None:
         return range(count)
     if count < 2:

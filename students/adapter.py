@@ -9,10 +9,9 @@ from data.geometry import PATCH_GRID
 
 
 class FeatureAdapter(nn.Module):
-    """A 1×1 convolution to the teacher's channels, after a resize where the teacher's grid is not the student's.
+    """A 1×1 convolution to the teacher's channels, on the teacher's grid (`to_grid`).
 
-    A coarser grid takes the mean of the student's cells under each of its own (area), a finer one interpolates between
-    cell centres (bilinear). Source: Romero et al. 2015, FitNets, section 2.2 (the regressor).
+    Source: Romero et al. 2015, FitNets, section 2.2 (the regressor).
     """
 
     def __init__(self, in_channels: int, out_channels: int, grid: tuple[int, int] = PATCH_GRID) -> None:
@@ -26,11 +25,19 @@ class FeatureAdapter(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return [B, out_channels, Gh, Gw] of the student's stride-16 map [B, in_channels, 30, 30]."""
-        size = features.shape[2:]
-        if tuple(size) != self.grid:
-            if self.grid[0] <= size[0] and self.grid[1] <= size[1]:
-                features = F.interpolate(features, self.grid, mode="area")
-            else:
-                features = F.interpolate(features, self.grid, mode="bilinear", align_corners=False)
-        projected: Tensor = self.projection(features)
+        projected: Tensor = self.projection(to_grid(features, self.grid))
         return projected
+
+
+def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return a map [B, C, H, W] on another grid (Gh, Gw) over the same frame; itself where that is its own.
+
+    A coarser grid takes the mean of the cells under each of its own (area), a finer one interpolates between cell
+    centres (bilinear).
+    """
+    size = features.shape[2:]
+    if tuple(size) == grid:
+        return features
+    if grid[0] <= size[0] and grid[1] <= size[1]:
+        return F.interpolate(features, grid, mode="area")
+    return F.interpolate(features, grid, mode="bilinear", align_corners=False)

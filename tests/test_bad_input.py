@@ -5,6 +5,7 @@ Nothing half made is left behind that could be taken for something whole.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -280,11 +281,22 @@ class TestOptions:
 
     @pytest.mark.parametrize("given", [[], ["--checkpoint", "a.pth", "--detections", "d"]], ids=["neither", "both"])
     def test_eval_wants_a_checkpoint_or_detections(self, given: list[str]) -> None:
-        refused(run("eval", *given), 2, "give either --checkpoint or --detections")
+        refused(run("eval", *given), 2, "give one of --checkpoint, --detections and --compare")
 
     def test_eval_refuses_detections_that_are_not_there(self, devkit: Path, tmp_path: Path) -> None:
         refused(run("eval", "--detections", tmp_path / "none", "--voc-root", devkit), 1, "no such folder of detections")
         refused(run("eval", "--detections", tmp_path, "--voc-root", devkit), 1, "comp4_det_test_aeroplane.txt")
+        refused(run("eval", "--detections", tmp_path / "none.json", "--voc-root", devkit), 1, "no such file of")
+        (tmp_path / "empty.json").touch()
+        said = ("empty.json: expected a list of detections, found an empty file", "the list is empty: []")
+        refused(run("eval", "--detections", tmp_path / "empty.json", "--voc-root", devkit), 1, *said)
+
+    def test_eval_refuses_detections_of_another_set(self, devkit: Path, tmp_path: Path) -> None:
+        found = tmp_path / "found.json"
+        entries = ({"image_id": number, "category_id": 8, "bbox": [1, 1, 9, 9], "score": 0.5} for number in (901, 902))
+        found.write_text(json.dumps(list(entries)))
+        said = ("found.json: entry 1: unknown image id 901", "2 of the 2 images named", "--voc-set")
+        refused(run("eval", "--detections", found, "--voc-root", devkit), 1, *said)
 
     def test_eval_refuses_a_checkpoint_that_is_not_there(self, tmp_path: Path) -> None:
         refused(run("eval", "--checkpoint", tmp_path / "x.pth"), 3, "x.pth: no such checkpoint", "train")

@@ -301,7 +301,7 @@ class TestTrain:
 
 
 class TestEval:
-    CONTRACT = frozenset({"images", "metric", "mAP", "per_iou", "per_class"})
+    CONTRACT = frozenset({"images", "metric", "mAP", "per_iou", "per_class", "definitions", "by_size"})
 
     def test_the_json_has_its_keys_and_fractions(self, run_folder: Path) -> None:
         done = run("eval", "--checkpoint", run_folder / "checkpoints/student_latest.pth", "--json", "--workers", "0")
@@ -326,8 +326,9 @@ class TestEval:
     def test_saved_detections_score_the_same_without_torch(
         self, devkit: Path, run_folder: Path, tmp_path: Path
     ) -> None:
-        checkpoint, saved = run_folder / "checkpoints/student_latest.pth", tmp_path / "detections"
-        for metric in ("voc", "voc07"):
+        checkpoint = run_folder / "checkpoints/student_latest.pth"
+        for metric, name in (("voc", "found"), ("voc07", "found"), ("coco", "found.json")):
+            saved = tmp_path / name
             done = run("eval", "--checkpoint", checkpoint, "--voc-set", "2007:train", "--metric", metric, "--json",
                        "--save-detections", saved, "--workers", "0")  # fmt: skip
             assert done.code == 0, done.err
@@ -340,8 +341,9 @@ class TestEval:
             assert again.returncode == 0, again.stderr
             assert json.loads(again.stdout) == json.loads(done.out)
             assert "torch" not in again.stderr.splitlines()[-1]
-        assert len(list(saved.iterdir())) == 20
-        assert sum(path.stat().st_size for path in saved.iterdir()) > 0
+        assert len(list((tmp_path / "found").iterdir())) == 20
+        assert sum(path.stat().st_size for path in (tmp_path / "found").iterdir()) > 0
+        assert len(json.loads((tmp_path / "found.json").read_text())) > 0
 
     def test_another_backbone_is_refused(self, run_folder: Path) -> None:
         done = run("eval", "--checkpoint", run_folder / "checkpoints/student_latest.pth", "--backbone", "resnet18")
@@ -354,7 +356,7 @@ class TestEval:
                    "--out", tmp_path / "pictures", "--workers", "0")  # fmt: skip
         assert done.code == 0
         assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
-        for words in ("VOC all-point area AP in percent, 6 images", "0.50:0.95", "tvmonitor", "UNTRAINED teachers"):
+        for words in ("mAP in percent, 6 images", "voc: all-point area", "0.50:0.95", "tvmonitor", "UNTRAINED"):
             assert words in done.out
 
     def test_notes_do_not_mix_with_json(self, run_folder: Path) -> None:

@@ -37,7 +37,7 @@ def how_chosen(reasons: Sequence[str], num_images: int, threshold: float) -> str
     counts = {reason: reasons.count(reason) for reason in (MOST_DIFFERENT, MOST_ERRORS, SPREAD)}
     told = ", ".join(f"{number} × {reason}" for reason, number in counts.items() if number)
     return (
-        f"{len(reasons)} of {num_images:,} images: {told}. Errors are false positives with a score of {threshold:.2f}"
+        f"{len(reasons)} of {num_images:,} images: {told}. Errors are false positives with a score of {threshold:g}"
         " or more, and objects missed at that score; images are counted over all runs."
     )
 

@@ -97,7 +97,7 @@ def _means(shown: Comparison) -> list[Cell | str]:
 
 
 def _of(shown: Comparison, place: int) -> EvaluationResult:
-    return shown.analyses[place].results["voc"]
+    return shown.analyses[place].result
 
 
 def _steps(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:

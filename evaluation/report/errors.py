@@ -21,6 +21,7 @@ _CALIBRATION = (
     "How often detections of a score are right, at IoU 0.50, detections on difficult objects left out. On the dashed"
     " line, a score is the probability of being right; bars below it promise too much. D-ECE is the mean gap."
 )
+_NO_SCORES = '<p class="absent">No detection reaches a score of {:g}: nothing to calibrate.</p>'
 
 
 def errors_section(shown: Comparison) -> Section:
@@ -72,11 +73,14 @@ def calibration_section(shown: Comparison) -> Section:
         found = analysis.calibration
         error = found.expected_calibration_error
         precision = [None if np.isnan(value) else float(value) for value in found.precision]
+        if error is None:
+            figures.append((run.name, Markup(_NO_SCORES).format(found.edges[0])))
+            continue
         chart = reliability_diagram(
             found.edges.tolist(), precision, found.counts.tolist(), title=f"Precision by confidence, {run.name}",
             style=place,
         )  # fmt: skip
-        figures.append((f"{run.name}: D-ECE {percent(error)} points" if error is not None else run.name, chart))
+        figures.append((f"{run.name}: D-ECE {percent(error)} points", chart))
     return Section("calibration", "Calibration", chart_grid(figures), _CALIBRATION)
 
 

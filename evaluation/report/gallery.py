@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from PIL import Image
 from data.records import VOC_CLASSES, ImageRecord
 
 from .choice import choose_images, how_chosen
-from .comparison import Comparison
+from .comparison import THRESHOLDS, Comparison
 from .marks import DIFFICULT, MARK_KINDS, MISSED, Mark, Marks
 from .page import Section, render
 from .thumbnails import thumbnail
@@ -20,7 +21,7 @@ from .thumbnails import thumbnail
 # The outline of each kind, as dashes; its colour is in the style sheet, by its place in MARK_KINDS.
 DASHES: Mapping[str, str] = {
     "true positive": "", "classification": "9 4", "localisation": "4 3", "both": "9 3 2 3", "duplicate": "14 4",
-    "background": "6 2", MISSED: "2 3", "ignored": "1 3", DIFFICULT: "1 5",
+    "background": "6 2", MISSED: "2 3", "ignored": "", DIFFICULT: "2 4",
 }  # fmt: skip
 _EXPLAINED: Mapping[str, str] = {
     "true positive": "found, IoU of 0.50 or more",
@@ -33,7 +34,28 @@ _EXPLAINED: Mapping[str, str] = {
     "ignored": "a detection on a difficult object, counts nowhere",
     DIFFICULT: "an object that need not be found",
 }
-_USUAL_THRESHOLD, _LOWEST_THRESHOLD, _STEP = 0.3, 0.05, 0.05
+
+
+_MOST_SIDE_BY_SIDE = 3
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scale of score thresholds. usual: the one to start with.  decimals: with which scores are written."""
+
+    usual: float
+    lowest: float
+    highest: float
+    step: float
+    decimals: int
+
+    @classmethod
+    def around(cls, threshold: float, best_score: float) -> _Scores:
+        """Return the usual scale; one of finer steps where detectors are so weak that it would hold nothing."""
+        if threshold >= THRESHOLDS[-1]:
+            return cls(threshold, THRESHOLDS[-1], 0.95, 0.05, 2)
+        lowest = max(0.001, math.floor(500 * threshold) / 1000)
+        return cls(threshold, lowest, max(threshold, math.floor(1000 * best_score) / 1000), 0.001, 3)
 
 
 @dataclass(frozen=True)
@@ -79,10 +101,11 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         Marks(run.detections, analysis.breakdown, shown.records)
         for run, analysis in zip(shown.runs, shown.analyses, strict=True)
     ]
-    threshold = usual_threshold(shown)
+    threshold = shown.threshold
+    scores = _Scores.around(threshold, max(float(run.detections.scores.max(initial=0)) for run in shown.runs))
     ids = [record.id for record in shown.records]
     chosen = choose_images(np.stack([each.errors(ids, threshold) for each in marks]), count)
-    cards = [_card(shown.records[place], reason, marks, threshold, open_image) for place, reason in chosen.items()]
+    cards = [_card(shown.records[place], reason, marks, scores, open_image) for place, reason in chosen.items()]
     present = {box.mark.class_name for card in cards for figure in card.figures for box in figure.boxes}
     body = render(
         "gallery.html",
@@ -90,9 +113,8 @@ def gallery_section(shown: Comparison, open_image: Callable[[ImageRecord], Image
         cards=cards,
         classes=[name for name in VOC_CLASSES if name in present],
         kinds=[(kind, DASHES[kind], _EXPLAINED[kind]) for kind in MARK_KINDS],
-        threshold=threshold,
-        lowest=_LOWEST_THRESHOLD,
-        step=_STEP,
+        scores=scores,
+        side_by_side=1 < len(shown.runs) <= _MOST_SIDE_BY_SIDE,
     )
     return Section("pictures", "Pictures", body, how_chosen(list(chosen.values()), len(ids), threshold))
 
@@ -102,31 +124,19 @@ def missing_gallery_section(reason: str) -> Section:
     return Section("pictures", "Pictures", render("no_gallery.html", reason=reason))
 
 
-def usual_threshold(shown: Comparison) -> float:
-    """Return the score threshold that pictures start with.
-
-    0.3, or, for weak detectors, the highest step below at which some run has a detection an image on average.
-    """
-    steps = np.arange(_USUAL_THRESHOLD, _LOWEST_THRESHOLD - 1e-9, -_STEP).round(2)
-    for threshold in steps.tolist():
-        if any(int(np.sum(run.detections.scores >= threshold)) >= len(shown.records) for run in shown.runs):
-            return float(threshold)
-    return _LOWEST_THRESHOLD
-
-
 def _card(
     record: ImageRecord,
     reason: str,
     marks: Sequence[Marks],
-    threshold: float,
+    scores: _Scores,
     open_image: Callable[[ImageRecord], Image.Image],
 ) -> _Card:
     height, width = record.image_size
     letter = max(width, height * 4 / 3) / 31  # as large on every picture, which all stand in frames of 4:3
     figures = []
     for each in marks:
-        found = each.of_image(record.id, _LOWEST_THRESHOLD)
-        boxes = [_box(mark, threshold, record.image_size, letter) for mark in reversed(found)]  # the best on top
+        found = each.of_image(record.id, scores.lowest)
+        boxes = [_box(mark, scores, record.image_size, letter) for mark in reversed(found)]  # the best on top
         figures.append(_Figure(boxes, told([box.mark for box in boxes if box.shown])))
     return _Card(
         id=record.id,
@@ -145,21 +155,23 @@ def told(marks: Sequence[Mark]) -> str:
     return ", ".join(f"{counts[kind]} {kind}" for kind in MARK_KINDS if counts[kind]) or "no boxes"
 
 
-def _box(mark: Mark, threshold: float, image_size: tuple[int, int], letter: float) -> _Box:
+def _box(mark: Mark, scores: _Scores, image_size: tuple[int, int], letter: float) -> _Box:
     height, width = image_size
     x1, y1, _, y2 = mark.box
-    label = f"{mark.class_name} {mark.kind}" if mark.is_object else f"{mark.class_name} {mark.score:.2f}"
+    label = (
+        f"{mark.class_name} {mark.kind}" if mark.is_object else f"{mark.class_name} {mark.score:.{scores.decimals}f}"
+    )
     # What was detected is named above its box, what is there below: they often share a box.
     above, below = y1 - letter * 0.35, y2 + letter * 0.95
     if mark.is_object:
         label_y = below if below < height else y2 - letter * 0.35
     else:
         label_y = above if above > letter else min(y1 + letter, y2)
-    runs_out = x1 + 0.6 * letter * len(label) > width
+    runs_out = x1 + 0.66 * letter * len(label) > width
     return _Box(
         mark=mark,
         kind=MARK_KINDS.index(mark.kind),
-        shown=mark.is_shown(threshold),
+        shown=mark.is_shown(scores.usual),
         label=label,
         label_x=width - 2 if runs_out else x1,
         label_y=round(label_y, 1),

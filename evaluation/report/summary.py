@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from evaluation.average_precision import EvaluationResult
 from evaluation.bootstrap import Interval
-from evaluation.matching import Metric
+from evaluation.matching import METRICS, Metric
+from evaluation.sizes import SIZES
 
 from .bars import IntervalRow, interval_chart
 from .charts import Series, chart_grid, line_chart
-from .comparison import METRICS, Comparison
+from .comparison import Comparison
 from .page import Section
 from .tables import Cell, Column, table
 from .text import percent, points
@@ -31,7 +32,7 @@ def summary_section(shown: Comparison) -> Section:
     if len(shown.runs) > 1:
         over = f"over {shown.runs[shown.baseline].name}, points"
         figures = [(f"Gain in {key} {over}", _gains(shown, key)) for key in ("mAP", "AP50")] + figures
-    body += [chart_grid(figures, names=shown.names), _definitions(shown)]
+    body += [chart_grid(figures, names=shown.names), _definitions(shown), _sizes(shown)]
     return Section("summary", "Summary", Markup("\n").join(body), _note(shown))
 
 
@@ -57,11 +58,11 @@ def _runs_table(shown: Comparison) -> Markup:
     rows = []
     for place, (run, analysis) in enumerate(zip(shown.runs, shown.analyses, strict=True)):
         row = [
-            Cell(run.name, note="the baseline of the differences" if compared and place == shown.baseline else ""),
+            Cell(run.name, note="baseline of Δ" if compared and place == shown.baseline else ""),
             Cell(run.arm, note=run.backbone),
             Cell(str(run.seed), value=run.seed),
         ]
-        figures = analysis.results["voc"]
+        figures = analysis.result
         for key, value in (("mAP", figures.mAP), ("AP50", figures.per_iou["0.50"])):
             row.append(Cell(percent(value), note=interval_text(analysis.interval.get(key)), value=value))
             if compared:
@@ -100,7 +101,7 @@ def _gains(shown: Comparison, key: str) -> Markup:
 def _by_iou(shown: Comparison) -> Markup:
     series = []
     for place, (run, analysis) in enumerate(zip(shown.runs, shown.analyses, strict=True)):
-        by_iou = analysis.results["voc"].per_iou
+        by_iou = analysis.result.per_iou
         values = [None if value is None else 100 * value for value in by_iou.values()]
         series.append(Series(run.name, [float(iou) for iou in by_iou], values, place))
     return line_chart(series, title="AP by IoU threshold", x_label="IoU threshold", y_label="AP, percent",
@@ -112,11 +113,22 @@ def _definitions(shown: Comparison) -> Markup:
     columns += [Column(what, group=METRIC_NAMES[metric]) for metric in METRICS for what in ("mAP", "AP50")]
     rows = []
     for run, analysis in zip(shown.runs, shown.analyses, strict=True):
-        figures = [figure for metric in METRICS for figure in _two(analysis.results[metric])]
+        means = [analysis.result.definitions[metric] for metric in METRICS]
+        figures = [value for mean in means for value in (mean["mAP"], mean["AP50"])]
         rows.append([Cell(run.name), *(Cell(percent(value, 2), value=value) for value in figures)])
     caption = "The same detections by every definition of AP, in percent"
     return table(columns, rows, caption=caption, styles=range(len(rows)))
 
 
-def _two(result: EvaluationResult) -> tuple[float | None, float | None]:
-    return result.mAP, result.per_iou["0.50"]
+def _sizes(shown: Comparison) -> Markup:
+    by_run = [analysis.result.by_size for analysis in shown.analyses]
+    columns = [Column("run", numeric=False)]
+    for name, (low, high) in SIZES.items():
+        area = f"from {low**0.5:.0f}²" if math.isinf(high) else f"up to {high**0.5:.0f}²"
+        group = f"{name}, {area} px, {by_run[0][name]['objects']:,} objects"
+        columns += [Column(what, group=group) for what in ("mAP", "AP50")]
+    rows = []
+    for run, sizes in zip(shown.runs, by_run, strict=True):
+        figures = [value for name in SIZES for value in (sizes[name]["mAP"], sizes[name]["AP50"])]
+        rows.append([Cell(run.name), *(Cell(percent(value), value=value) for value in figures)])
+    return table(columns, rows, caption="AP by size of object, in percent", styles=range(len(rows)))

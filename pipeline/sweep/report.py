@@ -14,6 +14,7 @@ from evaluation.report.comparison import Comparison, compare
 from evaluation.report.contents import report_sections
 from evaluation.report.gallery import gallery_section
 from evaluation.report.page import Section, build_page
+from pipeline.progress import progress
 from pipeline.run_folder import RunFolder, read_run_folder, run_of
 from pipeline.sweep.collect import ArmRuns, SweepRuns
 from pipeline.sweep.cost import SweepCost
@@ -26,6 +27,8 @@ from pipeline.whole_files import write_text
 FILE = "report.html"
 MOST_RUNS = 6
 _PICTURES = 12
+# Behind the intervals over images: those over seeds are what a sweep is for.
+_RESAMPLES = 500
 
 
 def write_report(collected: SweepRuns, summary: SweepSummary, cost: SweepCost, folder: Path) -> str | None:
@@ -90,7 +93,8 @@ def _compared(folders: Sequence[RunFolder]) -> Comparison:
     image_set = "test" if config["test_sets"] else "val"
     records = read_voc(Path(config["voc_root"]), tuple(config[f"{image_set}_sets"]))
     runs = [run_of(f, read_devkit(f.detections(image_set), records)[0], f.name, image_set) for f in folders]
-    return compare(runs, 0, folders[0].sets(image_set), records)
+    with progress("resampling images", _RESAMPLES * (2 * len(runs) - 1), "resamples") as tick:
+        return compare(runs, 0, folders[0].sets(image_set), records, _RESAMPLES, tick)
 
 
 def _run_paths(collected: SweepRuns, folder: Path) -> list[Path]:

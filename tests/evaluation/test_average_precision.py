@@ -1,14 +1,8 @@
-"""Average precision against hand-worked numbers, a slow transcript of the devkit's rule, and COCO's code.
-
-The transcript works in the devkit's own 1-based inclusive boxes, one detection, one threshold at a time, with its
-recall and precision arrays; nothing of it is shared with the code under test.
-"""
+"""Average precision against hand-worked numbers, a slow transcript of the devkit's rule, and COCO's code."""
 
 import contextlib
 import io
 import json
-import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +12,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.errors import DetectionsError
-from data.records import VOC_CLASSES, ImageRecord, Target
+from data.records import VOC_CLASSES, Target
 from evaluation.average_precision import average_precision, evaluate
 from evaluation.detections import Detections, ImageDetections
-from evaluation.matching import IOU_THRESHOLDS, match_detections
-
-PERCENTS = range(50, 100, 5)
+from evaluation.matching import IOU_THRESHOLDS, METRICS, match_detections
+from tests.evaluation.devkit_transcript import PERCENTS, devkit_area, devkit_eleven_points, transcript
+from tests.evaluation.random_cases import as_records, ordered, random_case, replaced, subset
 
 
 def flags(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -61,144 +55,8 @@ def test_class_without_positives_has_no_precision():
     assert np.isnan(average_precision(*flags("F-"), 0)).all()
 
 
-# --- the devkit's rule, slowly ---------------------------------------------------------------------------------------
-
-
-def devkit_boxes(boxes_xyxy_orig):
-    return [(x1 + 1, y1 + 1, x2, y2) for x1, y1, x2, y2 in np.asarray(boxes_xyxy_orig, dtype=np.float64).tolist()]
-
-
-def devkit_match(detections, objects, threshold):
-    """detections: [(image, score, box)]; objects: {image: [(box, difficult)]}. Returns the letters."""
-    taken, letters = set(), []
-    for image, _, box in sorted(detections, key=lambda row: (-row[1], row[0], row[2])):
-        highest, which = -math.inf, None
-        for number, (other, _) in enumerate(objects[image]):
-            width = min(box[2], other[2]) - max(box[0], other[0]) + 1
-            height = min(box[3], other[3]) - max(box[1], other[1]) + 1
-            if width > 0 and height > 0:
-                areas = [(b[2] - b[0] + 1) * (b[3] - b[1] + 1) for b in (box, other)]
-                iou = width * height / (sum(areas) - width * height)
-                if iou > highest:
-                    highest, which = iou, number
-        if highest < threshold:
-            letters.append("F")
-        elif objects[image][which][1]:
-            letters.append("-")
-        elif (image, which) in taken:
-            letters.append("F")
-        else:
-            taken.add((image, which))
-            letters.append("T")
-    return "".join(letters)
-
-
-def devkit_curve(letters, positives):
-    recall, precision, true, false = [], [], 0, 0
-    for letter in letters:
-        true, false = true + (letter == "T"), false + (letter == "F")
-        recall.append(true / positives)
-        precision.append(true / (true + false) if true + false else 0.0)
-    return recall, precision
-
-
-def devkit_area(letters, positives):
-    recall, precision = devkit_curve(letters, positives)
-    recall, precision = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
-    for k in reversed(range(len(precision) - 1)):
-        precision[k] = max(precision[k], precision[k + 1])
-    return sum((recall[k] - recall[k - 1]) * precision[k] for k in range(1, len(recall)))
-
-
-def devkit_eleven_points(letters, positives):
-    recall, precision = devkit_curve(letters, positives)
-    # 1e-9 below each point: the devkit's own 0:0.1:1 misses a recall of exactly 3/10 by rounding.
-    points = [[p for r, p in zip(recall, precision, strict=True) if r >= k / 10 - 1e-9] for k in range(11)]
-    return sum(max(point, default=0.0) for point in points) / 11
-
-
-def transcript(detections, targets, label):
-    """Return the letters at ten thresholds and the number of positives of one class."""
-    boxes = devkit_boxes(detections.boxes_xyxy_orig)
-    rows = [
-        (int(detections.image_index[k]), float(detections.scores[k]), boxes[k])
-        for k in np.flatnonzero(detections.labels == label)
-    ]
-    objects = {
-        image: [
-            (box, bool(hard))
-            for box, lab, hard in zip(devkit_boxes(t.boxes_xyxy_orig), t.labels, t.difficult, strict=True)
-            if lab == label
-        ]
-        for image, t in enumerate(targets)
-    }
-    positives = sum(not hard for image in objects.values() for _, hard in image)
-    return [devkit_match(rows, objects, percent / 100) for percent in PERCENTS], positives
-
-
-# --- random cases ----------------------------------------------------------------------------------------------------
-
-
-def random_case(seed, *, distinct_scores=False, num_classes=3, difficult=0.25):
-    """A few crowded images on a small grid: ties of scores and overlaps, duplicates, images without either side."""
-    rng = np.random.default_rng(seed)
-    targets, results = [], []
-    for _ in range(rng.integers(1, 7)):
-        count = int(rng.integers(0, 6))
-        targets.append(
-            Target(
-                boxes_xyxy_orig=random_boxes(rng, count),
-                labels=rng.integers(1, num_classes + 1, count),
-                difficult=rng.random(count) < difficult,
-            )
-        )
-        near = random_boxes(rng, 0)
-        labels = rng.integers(1, num_classes + 2, 0)
-        if count:
-            source = rng.integers(0, count, rng.integers(0, 12))
-            shift = rng.integers(-2, 3, (len(source), 4)) if rng.random() < 0.7 else rng.normal(0, 1, (len(source), 4))
-            near = ordered(targets[-1].boxes_xyxy_orig[source] + shift)
-            labels = targets[-1].labels[source]
-        far = random_boxes(rng, int(rng.integers(0, 6)))
-        boxes = np.concatenate([near, far])
-        labels = np.concatenate([labels, rng.integers(1, num_classes + 2, len(far))])
-        results.append(ImageDetections(boxes, labels, (rng.integers(1, 6, len(boxes)) / 5).astype(np.float32)))
-    detections = Detections.from_images([f"VOC2007/{k:06d}" for k in range(len(targets))], results)
-    if distinct_scores:
-        scores = (rng.permutation(len(detections)) + 1).astype(np.float32) / 1000
-        detections = replaced(detections, scores=scores)
-    return detections, targets
-
-
-def ordered(boxes):
-    boxes = np.asarray(boxes, dtype=np.float32)
-    return np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:]) + 1], axis=1)
-
-
-def random_boxes(rng, count):
-    corners = rng.integers(0, 12, (count, 2))
-    return np.concatenate([corners, corners + rng.integers(2, 12, (count, 2))], axis=1).astype(np.float32)
-
-
-def replaced(detections, **changes):
-    names = ("image_ids", "image_index", "labels", "scores", "boxes_xyxy_orig")
-    return Detections(**{name: changes.get(name, getattr(detections, name)) for name in names})
-
-
-def subset(detections, rows):
-    arrays = ("image_index", "labels", "scores", "boxes_xyxy_orig")
-    return replaced(detections, **{name: getattr(detections, name)[rows] for name in arrays})
-
-
-def as_records(targets):
-    return [
-        ImageRecord(f"VOC2007/{k:06d}", Path("image.jpg"), Path("image.xml"), (100, 100), target)
-        for k, target in enumerate(targets)
-    ]
-
-
 def ap_table(detections, targets, metric="voc"):
-    matches = match_detections(detections, targets)
+    matches = match_detections(detections, targets, metric)
     return np.array([average_precision(m.true_positive, m.ignored, m.num_positives, metric) for m in matches.values()])
 
 
@@ -304,18 +162,30 @@ def coco_area(objects, detections):
 # --- what must hold of any case --------------------------------------------------------------------------------------
 
 
-@given(SEEDS)
-def test_order_of_rows_changes_nothing_where_scores_are_distinct(seed):
-    detections, targets = random_case(seed, distinct_scores=True)
-    shuffled = subset(detections, np.random.default_rng(seed).permutation(len(detections)))
-    np.testing.assert_array_equal(ap_table(shuffled, targets), ap_table(detections, targets))
+ALL = st.sampled_from(METRICS)
 
 
-@given(SEEDS)
-def test_only_the_order_of_scores_matters(seed):
+@given(SEEDS, ALL)
+def test_order_of_rows_and_of_images_changes_nothing(seed, metric):
+    # The cases are full of equal scores, equal boxes too.
     detections, targets = random_case(seed)
-    scaled = replaced(detections, scores=detections.scores * 4 - 7)
-    np.testing.assert_array_equal(ap_table(scaled, targets), ap_table(detections, targets))
+    rng = np.random.default_rng(seed)
+    images = rng.permutation(len(targets))
+    shuffled = subset(detections, rng.permutation(len(detections)))
+    shuffled = replaced(
+        shuffled,
+        image_ids=tuple(detections.image_ids[image] for image in images),
+        image_index=np.argsort(images)[shuffled.image_index],
+    )
+    expected = ap_table(detections, targets, metric)
+    np.testing.assert_array_equal(ap_table(shuffled, [targets[image] for image in images], metric), expected)
+
+
+@given(SEEDS, ALL)
+def test_only_the_order_of_scores_matters(seed, metric):
+    detections, targets = random_case(seed)
+    scaled = replaced(detections, scores=1 / (1 + np.exp(-detections.scores.astype(np.float64))))
+    np.testing.assert_array_equal(ap_table(scaled, targets, metric), ap_table(detections, targets, metric))
 
 
 @given(SEEDS)
@@ -325,7 +195,23 @@ def test_duplicates_never_help(seed):
     assert np.all((ap_table(doubled, targets) <= ap_table(detections, targets) + 1e-12) | no_truth(targets))
 
 
-@given(SEEDS, st.sampled_from(["voc", "voc07"]))
+@given(SEEDS)
+def test_a_duplicate_below_all_scores_never_helps_where_objects_stand_alone(seed):
+    """COCO's rule may hand a duplicate on to the next best object, so this needs objects that do not overlap."""
+    detections, targets = random_case(seed)
+    alone = [Target(t.boxes_xyxy_orig[:1], t.labels[:1], t.difficult[:1]) for t in targets]
+    lowest = replaced(detections, scores=detections.scores / 10)
+    both = replaced(
+        detections,
+        **{
+            name: np.concatenate([getattr(detections, name), getattr(lowest, name)])
+            for name in ("image_index", "labels", "scores", "boxes_xyxy_orig")
+        },
+    )
+    assert np.all((ap_table(both, alone, "coco") <= ap_table(detections, alone, "coco") + 1e-12) | no_truth(alone))
+
+
+@given(SEEDS, ALL)
 def test_a_false_positive_below_all_others_changes_nothing(seed, metric):
     detections, targets = random_case(seed)
     stray = replaced(
@@ -338,9 +224,9 @@ def test_a_false_positive_below_all_others_changes_nothing(seed, metric):
     np.testing.assert_array_equal(ap_table(stray, targets, metric), ap_table(detections, targets, metric))
 
 
-@given(SEEDS)
-def test_precision_is_a_fraction(seed):
-    table = ap_table(*random_case(seed))
+@given(SEEDS, ALL)
+def test_precision_is_a_fraction(seed, metric):
+    table = ap_table(*random_case(seed), metric)
     known = table[~np.isnan(table)]
     assert np.all((known >= 0) & (known <= 1 + 1e-12))
 
@@ -364,8 +250,9 @@ def one_object(label=8, difficult=False):
     return Target(np.array([[0, 0, 10, 10]], np.float32), np.array([label]), np.array([difficult]))
 
 
-@pytest.mark.parametrize("metric", ["voc", "voc07"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_json_is_the_contract(metric):
+    # 10 × 10 px are small.
     targets = [one_object(8), one_object(8), one_object(12, difficult=True)]
     printed = json.loads(json.dumps(evaluate(perfect(targets), as_records(targets), metric).to_json(), allow_nan=False))
     assert printed == {
@@ -376,6 +263,15 @@ def test_json_is_the_contract(metric):
         # Dogs are all difficult: nothing was there to find.
         "per_class": {
             name: {"mAP": 1.0, "AP50": 1.0} if name == "cat" else {"mAP": None, "AP50": None} for name in VOC_CLASSES
+        },
+        "definitions": {
+            name: {"mAP": 1.0, "AP50": 1.0, "per_iou": {f"0.{percent}": 1.0 for percent in PERCENTS}}
+            for name in ("voc", "voc07", "coco")
+        },
+        "by_size": {
+            "small": {"mAP": 1.0, "AP50": 1.0, "objects": 2},
+            "medium": {"mAP": None, "AP50": None, "objects": 0},
+            "large": {"mAP": None, "AP50": None, "objects": 0},
         },
     }
     assert list(printed["per_class"]) == list(VOC_CLASSES)

@@ -22,13 +22,14 @@ def boxes(*rows):
 
 UNSCORABLE = {
     "NaN score": ({"scores": np.array([0.5, np.nan], np.float32)}, r"000002\): expected a finite score, found nan"),
+    "negative score": ({"scores": np.array([-0.5, 1], np.float32)}, r"000001\): expected a score of 0 or more"),
     "infinite box": ({"boxes_xyxy_orig": boxes((0, 0, np.inf, 5), (1, 2, 3, 4))}, r"000001\): expected a finite box"),
     "inverted box": ({"boxes_xyxy_orig": boxes((0, 0, 5, 5), (3, 2, 1, 4))}, r"000002\): expected a box with x1 ≤ x2"),
     "background": ({"labels": np.array([0, 20])}, r"000001\): expected a label in 1..20, found 0"),
     "label 21": ({"labels": np.array([1, 21])}, r"000002\): expected a label in 1..20, found 21"),
 }
 MISTAKES = {
-    "double scores": ({"scores": np.array([0.5, 0.2])}, r"scores: expected float32 \(2,\), found float64 \(2,\)"),
+    "half scores": ({"scores": np.array([0.5, 0.2], np.float16)}, r"scores: expected float32 .* found float16 \(2,\)"),
     "one label": ({"labels": np.array([1])}, r"labels: expected int64 \(2,\), found int64 \(1,\)"),
     "flat boxes": ({"boxes_xyxy_orig": np.zeros(8, np.float32)}, r"boxes_xyxy_orig: expected float32 \(2, 4\)"),
     "image index too high": ({"image_index": np.array([0, 2])}, r"image_index: expected 0..1"),
@@ -46,6 +47,11 @@ def test_values_that_cannot_be_scored_are_refused_with_the_image(changes, messag
 def test_arrays_of_the_wrong_kind_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Detections(**arrays(**changes))
+
+
+def test_scores_may_be_as_exact_as_files_give_them():
+    scores = np.array([0.99999999990, 0.99999999999])
+    assert Detections(**arrays(scores=scores)).scores.dtype == np.float64
 
 
 def test_images_without_detections_are_kept():

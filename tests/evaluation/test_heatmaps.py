@@ -8,7 +8,8 @@ from PIL import Image
 
 from data.errors import TeachOnceError
 from evaluation import heatmaps
-from evaluation.heatmaps import HeatmapRow, cosine_to_cell, heatmap_figure, principal_colours
+from evaluation.colour_basis import ColourBasis
+from evaluation.heatmaps import HeatmapRow, PairedMaps, cosine_to_cell, heatmap_figure, paired_figure
 
 
 @pytest.fixture
@@ -34,14 +35,19 @@ def figures(monkeypatch):
     return kept
 
 
-def pixels_of(figure, axis):
-    """What is drawn inside the axis, [H, W, 3] uint8."""
+def drawn_in(figure, axes):
+    """What is drawn inside each of the axes, [H, W, 3] int."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
-    box = axis.get_window_extent()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
     height = len(drawn)
-    return drawn[round(height - box.y1) : round(height - box.y0), round(box.x0) : round(box.x1)].astype(int)
+    boxes = [axis.get_window_extent() for axis in axes]
+    return [drawn[round(height - b.y1) : round(height - b.y0), round(b.x0) : round(b.x1)] for b in boxes]
+
+
+def pixels_of(figure, axis):
+    """What is drawn inside the axis, [H, W, 3] int."""
+    return drawn_in(figure, [axis])[0]
 
 
 def bounds(mask):
@@ -152,7 +158,8 @@ def test_principal_colours_are_the_leading_directions():
     row, column = np.mgrid[0:9, 0:9] / 8.0
     wave = np.cos(np.pi * row * 2)
     features = np.stack([9 * column, 4 * row, wave, np.zeros((9, 9))], axis=2)
-    colours, explained = principal_colours(features)
+    basis = ColourBasis.of(features)
+    colours, explained = basis.colours(features), basis.explained
     for channel, ramp in enumerate((column, row, wave)):
         assert abs(np.corrcoef(colours[..., channel].ravel(), ramp.ravel())[0, 1]) > 0.99
     assert explained == pytest.approx(1)
@@ -161,11 +168,12 @@ def test_principal_colours_are_the_leading_directions():
 
 
 def test_components_that_are_not_there_are_grey():
-    colours, explained = principal_colours(np.ones((4, 4, 8)))
+    flat = np.ones((4, 4, 8))
+    colours, explained = ColourBasis.of(flat).colours(flat), ColourBasis.of(flat).explained
     assert np.all(colours == 0.5)
     assert explained == 1
     line = np.linspace(0, 1, 16).reshape(4, 4, 1) * np.ones(8)
-    assert np.all(principal_colours(line)[0][..., 1:] == 0.5)
+    assert np.all(ColourBasis.of(line).colours(line)[..., 1:] == 0.5)
 
 
 def test_cosine_by_hand():
@@ -192,3 +200,53 @@ def test_features_that_are_not_finite_are_refused(features):
     features[0, 0, :2] = np.nan
     with pytest.raises(TeachOnceError, match="id: 2 of 14,400 features are NaN or infinite"):
         one(features, "id")
+
+
+TEACHER = np.random.default_rng(2).normal(size=(6, 6, 8))
+FRAME = np.full((480, 480, 3), 90, np.uint8)
+
+
+def paired(student):
+    return paired_figure(PairedMaps(TEACHER, student, FRAME, (1, 1)), "VOC2007/000012: a and b")
+
+
+def panels(figures, student):
+    """What is drawn in the six panels of the pair, row by row."""
+    paired(student)
+    return drawn_in(figures[-1], figures[-1].axes[:6])
+
+
+def prevailing(panel):
+    values, counts = np.unique(panel.reshape(-1, 3), axis=0, return_counts=True)
+    assert counts.max() > 0.7 * counts.sum()
+    return values[counts.argmax()]
+
+
+def test_a_student_that_is_its_teacher_is_drawn_in_the_same_colours(figures):
+    _, colours, likeness, between, own_colours, own_likeness = panels(figures, TEACHER)
+    np.testing.assert_array_equal(own_colours, colours)
+    np.testing.assert_allclose(own_likeness, likeness, atol=1)  # blended at other fractions of a pixel
+    red, _, blue = prevailing(between)
+    assert red > blue  # a cosine of 1 everywhere: the yellow end of cividis
+
+
+def test_a_student_has_the_teachers_colours_not_its_own(figures):
+    """A map of the opposite sign would look the same in principal components of its own."""
+    _, colours, _, between, own_colours, _ = panels(figures, -TEACHER)
+    assert np.abs(own_colours - colours).mean() > 40
+    red, _, blue = prevailing(between)
+    assert red < blue  # below zero: the blue end
+
+
+def test_the_picture_of_both_is_the_same_bytes_each_time():
+    assert paired(2 * TEACHER + 1) == paired(2 * TEACHER + 1)
+
+
+def test_a_map_that_is_not_finite_is_refused_by_name():
+    with pytest.raises(TeachOnceError, match="the student: 1 of 288 features are NaN"):
+        paired(np.where(np.arange(288).reshape(6, 6, 8) == 5, np.nan, TEACHER))
+
+
+def test_maps_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"two maps \[Gh, Gw, C\]"):
+        paired(TEACHER[..., :4])

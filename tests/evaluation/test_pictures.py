@@ -74,8 +74,28 @@ def test_box_has_its_outcomes_colour_and_line(five_kinds, box, outcome):
 
 def test_no_two_outcomes_look_alike():
     assert len({(outcome.colour, outcome.dashes) for outcome in OUTCOMES}) == len(OUTCOMES)
-    # In grey they differ by their line; the two solid ones by lightness as well.
-    assert len({outcome.dashes for outcome in OUTCOMES}) == len(OUTCOMES) - 1
+    # In grey they differ by their line; the two solid ones by its width.
+    assert len({(outcome.dashes, outcome.counts) for outcome in OUTCOMES}) == len(OUTCOMES)
+
+
+def test_what_does_not_count_has_thinner_lines(five_kinds):
+    """Rows of the lower edge in the outcome's colour, in a column where the line is drawn."""
+
+    def thickness(box, outcome):
+        x1, _, x2, y2 = (side * FACTOR for side in box)
+        column = np.asarray(five_kinds)[y2 - 20 : y2 + 3, (x1 + x2) // 2]
+        return int((column == outcome.colour).all(axis=1).sum())
+
+    assert thickness(HIT, TRUE_POSITIVE) == 2 * thickness(HARD_HIT, ON_DIFFICULT) > 0
+
+
+@pytest.mark.parametrize("box", [HIT, (20, 40, 101, 121), (20, 40, 27, 44), (20, 40, 21, 41)], ids=str)
+def test_every_corner_is_closed(box):
+    picture = np.asarray(draw_detections(blank(), found(), target((box, False))))
+    x1, _, x2, y2 = (side * FACTOR for side in box)
+    # The label stands above the upper ones.
+    for x in (x1, x2 - 1):
+        assert tuple(picture[y2 - 1, x]) == MISSED.colour
 
 
 def test_picture_is_enlarged_by_a_whole_factor_above_a_strip(five_kinds):
@@ -143,6 +163,25 @@ def test_labels_stay_inside_and_apart(monkeypatch):
         inside = picture[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].reshape(-1, 3)
         assert (inside == FALSE_POSITIVE.colour).all(axis=1).mean() > 0.5
     assert all(original(a, b) == 0 for a in placed for b in placed if a != b)
+
+
+def test_labels_without_room_are_left_out_and_counted(monkeypatch):
+    """Forty objects on one spot: those of difficult ones go first, and no label lies on another by more than a half."""
+    crowd = [((200 + i % 3, 140, 206 + i % 3, 146), False) for i in range(8)]
+    words = []
+    original = pictures._strip
+    monkeypatch.setattr(pictures, "_strip", lambda *args: words.extend(args[2]) or original(*args))
+    draw_detections(blank(), found(), target(*crowd))
+    (counted,) = (word for word in words if word.startswith("no room for"))
+    few = int(counted.split()[3])
+    assert 0 < few < 8
+    words.clear()
+    draw_detections(blank(), found(), target(*crowd, *[(box, True) for box, _ in crowd]))
+    (counted,) = (word for word in words if word.startswith("no room for"))
+    assert few < int(counted.split()[3]) <= few + 8
+    words.clear()
+    draw_detections(blank(), found(), target((HIT, False), (HARD, True)))
+    assert not [word for word in words if word.startswith("no room for")]
 
 
 @pytest.mark.voc

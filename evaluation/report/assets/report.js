@@ -72,7 +72,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
   const update = () => {
     const threshold = Number(score.value);
-    form.querySelector("output").textContent = threshold.toFixed(2);
+    const written = threshold.toFixed(Number(score.dataset.decimals));
+    form.querySelector("output").textContent = written;
     gallery.classList.toggle("no-labels", !labels.checked);
     gallery.style.setProperty("--card", run.value === "all" ? "40rem" : "21rem");
     const narrowed = wanted.value !== "" || kinds.some((box) => !box.checked);
@@ -97,7 +98,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       boxes += here;
     }
     document.getElementById("shown").textContent =
-      `${images} of ${number(cards.length, "image")}, ${number(boxes, "box")}, score at least ${threshold.toFixed(2)}`;
+      `${images} of ${number(cards.length, "image")}, ${number(boxes, "box")}, score at least ${written}`;
   };
 
   form.addEventListener("input", update);
