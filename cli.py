@@ -238,9 +238,14 @@ def train(resume: bool, as_json: bool, **flags: Any) -> None:
     click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="More tries of a failed run."),
     click.option("--dry-run", is_flag=True, help="Check everything; show the runs, and what they will take."),
     click.option("--emit-commands", is_flag=True, help="Print a line a run, for a scheduler."),
+    click.option("--live-ratio", type=click.FloatRange(0, min_open=True), metavar="X",
+                 help="A step with live teachers takes X times as long: for the break-even."),
+    click.option("--measure-live", is_flag=True, help="Measure that on a few steps, once the runs are done."),
     JSON,
 )  # fmt: skip
-def sweep(dry_run: bool, emit_commands: bool, as_json: bool, **flags: Any) -> None:
+def sweep(
+    dry_run: bool, emit_commands: bool, live_ratio: float | None, measure_live: bool, as_json: bool, **flags: Any
+) -> None:
     """Work through an experiment plan, every run from the store.
 
     PLAN is a YAML file: arms, grids, seeds; see plans/ and docs/sweeps.md. Running it again goes on: finished runs are
@@ -263,12 +268,13 @@ def sweep(dry_run: bool, emit_commands: bool, as_json: bool, **flags: Any) -> No
         else:
             print_rich(*forecast_parts(standing, ahead, request.num_parallel))
         return
-    from pipeline.sweep.closing import closing_parts, sweep_json
+    from pipeline.sweep import closing
 
     done = run_sweep(request)
-    parts = closing_parts(done)
+    live = closing.live_ratio(done.collected, live_ratio, measure_live)
+    parts = closing.closing_parts(done, live)
     if as_json:
-        click.echo(json.dumps(sweep_json(done), indent=2))
+        click.echo(json.dumps(closing.sweep_json(done), indent=2))
     else:
         print_rich(*parts)
     click.get_current_context().exit(1 if done.failed else 0)

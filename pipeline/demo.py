@@ -1,12 +1,14 @@
 """`demo`: the whole pipeline on a synthetic devkit, in one process, in a few minutes on two cores.
 
-It uses the real default teachers where their weights are in the local hub cache or the hub answers within three
-seconds, else the embedded ones, and says which.
+It draws images, extracts a store, works through a tiny plan from it and writes the sweep's report. It uses the real
+default teachers where their weights are in the local hub cache or the hub answers within three seconds, else the
+embedded ones, and says which.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,22 @@ from data.errors import UsageError
 from data.hub import hub_answers
 from data.synthetic import make_devkit
 from data.voc import read_voc
-from evaluation.table import result_table
 from features.registry import is_available_locally
-from pipeline.config import Distillation, Recipe, TrainConfig
 from pipeline.extract import ExtractConfig, extract
 from pipeline.inspection import heatmap, inspect_store, summary_table
 from pipeline.progress import say
-from pipeline.results import runs_table
-from pipeline.scoring import ScoreRequest, score
+from pipeline.sweep.closing import closing_parts
+from pipeline.sweep.command import SweepRequest, run_sweep
+from pipeline.sweep.variants import Run
 from pipeline.teachers import DEFAULT_TEACHERS
 from pipeline.train import train
-from students.config import StudentConfig
 
 EMBEDDED_TEACHERS = ("tiny_dino", "tiny_clip")
 MARKER = "made-by-teachonce-demo"
+PLAN = Path(__file__).resolve().parents[1] / "plans" / "demo.yaml"
 CLASSES = ("bird", "bottle", "car", "cat", "dog", "person")
-_NUM_TRAIN, _NUM_VAL, _EPOCHS = 32, 16, 6
-_NUM_PICTURES = 4
+_NUM_TRAIN, _NUM_VAL = 16, 8
+_SEEDS: tuple[int, ...] = ()  # those of the plan
 
 
 def run_demo(out: Path, device: str) -> list[Any]:
@@ -44,36 +45,51 @@ def run_demo(out: Path, device: str) -> list[Any]:
     voc_root = make_devkit(out / "VOCdevkit", num_train=_NUM_TRAIN, num_val=_NUM_VAL, classes=CLASSES)
     store = out / "teachers.zarr"
     extract(ExtractConfig(voc_root=voc_root, voc_sets=("2007:train",), out=store, teachers=teachers, device=device))
-    results = []
-    for name, distillation in _arms(store).items():
-        say(f"training the run {name}")
-        results.append(train(_config(out, voc_root, device, name, distillation)))
-    scored, notes = score(
-        ScoreRequest(
-            checkpoint=out / "checkpoints" / "cached-kd" / "student_latest.pth",
-            detections=None,
-            device=device,
-            save_detections=out / "detections",
-            visualize=_NUM_PICTURES,
-            out=out / "pictures",
-        )
+    picture = out / "teacher-heatmap.png"
+    picture.write_bytes(heatmap(store, read_voc(voc_root, ("2007:train",), 1)[0].id, voc_root))
+    done = run_sweep(
+        SweepRequest(
+            plan=PLAN,
+            cached_teachers=(store,),
+            voc_root=voc_root,
+            out=out,
+            overrides=(f"device={device}",),
+            seeds=_SEEDS,
+            retries=0,
+        ),
+        InThisProcess(),
     )
-    first = read_voc(voc_root, ("2007:train",), 1)[0].id
-    picture = out / "pictures" / "teacher-heatmap.png"
-    picture.write_bytes(heatmap(store, first, voc_root))
     return [
         "",
         summary_table(inspect_store(store, verify=True)),
-        "",
-        result_table(scored),
-        "",
-        runs_table(results, f"{_NUM_TRAIN} synthetic images, MobileNetV3-Small, {_EPOCHS} epochs, percent"),
-        *notes,
-        f"teacher heatmap: {picture}",
+        *closing_parts(done),
+        f"teachers' features over their pixels: {picture}",
+        f"more: tensorboard --logdir {out / 'runs'}   or the README's tour with real images",
         said,
-        "This shows that the parts work together; six epochs on drawn shapes say nothing of distillation.",
-        f"next: tensorboard --logdir {out / 'runs'}   or the README's tour with real images",
     ]
+
+
+class InThisProcess:
+    """Starts runs of a sweep one after the other in this process: torch is loaded once, and progress is seen."""
+
+    def start(self, run: Run, *, resume: bool, slot: int) -> Finished:
+        """Run it to its end; what stops it stops the demo."""
+        say(f"training {run.member.name}, seed {run.seed}")
+        train(run.config, resume=resume)
+        return Finished()
+
+
+class Finished:
+    """A run that is over."""
+
+    process = None
+
+    def poll(self) -> int:
+        """Return the exit code of success."""
+        return 0
+
+    def send(self, number: signal.Signals) -> None:
+        """Do nothing: it is over."""
 
 
 def choose_teachers() -> tuple[tuple[str, ...], str]:
@@ -85,27 +101,6 @@ def choose_teachers() -> tuple[tuple[str, ...], str]:
     return EMBEDDED_TEACHERS, (
         f"Teachers: {' and '.join(EMBEDDED_TEACHERS)}, embedded and UNTRAINED: the real ones are not in the local hub"
         " cache, and the hub does not answer."
-    )
-
-
-def _arms(store: Path) -> dict[str, Distillation]:
-    return {"baseline": Distillation(), "cached-kd": Distillation(source="store", stores=(store,))}
-
-
-def _config(out: Path, voc_root: Path, device: str, name: str, distillation: Distillation) -> TrainConfig:
-    return TrainConfig(
-        run_name=name,
-        voc_root=voc_root,
-        voc_sets=("2007:train",),
-        val_sets=("2007:val",),
-        student=StudentConfig(backbone="mobilenet_v3_small", backbone_weights="none"),
-        recipe=Recipe(epochs=_EPOCHS, batch_size=4, learning_rate=0.02),
-        distillation=distillation,
-        evaluate="final-only",
-        device=device,
-        workers=0,
-        runs_dir=out / "runs",
-        checkpoints_dir=out / "checkpoints",
     )
 
 

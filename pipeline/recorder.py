@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pipeline.config import TrainConfig
+from pipeline.whole_files import write_text
 
 # What of the distillation TensorBoard lists beside the results.
 _KD_SETTINGS = ("alpha", "beta", "gamma", "delta", "temperature", "feature_loss", "feature_tap", "logit_loss")
@@ -96,10 +95,3 @@ class SilentRecorder:
 
     def result(self, result: dict[str, Any]) -> None:
         """Do nothing."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file by renaming, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
-from statistics import fmean
 from typing import Any
 
-from pipeline.results import percent
+from data.errors import TeachOnceError
+from pipeline.config import TrainConfig
+from pipeline.progress import say
 from pipeline.sweep.collect import SweepRuns
 from pipeline.sweep.command import SweepOutcome
-from pipeline.text_tables import Heading, plain_table
+from pipeline.sweep.cost import LiveRatio
+from pipeline.sweep.results import write_results
 
 
-def closing_parts(done: SweepOutcome) -> list[Any]:
-    """Write the result files and return what to print."""
+def closing_parts(done: SweepOutcome, live: LiveRatio | None = None) -> list[Any]:
+    """Write the result files and return what to print. live: how much longer a step takes with live teachers."""
+    return list(write_results(done.collected, done.folder, live))
+
+
+def live_ratio(collected: SweepRuns, given: float | None, measure: bool) -> LiveRatio | None:
+    """Return how much longer a step takes with live teachers: as given, as measured now, or None for neither.
+
+    Measured on the first arm that distils and has a finished run. Why it cannot be is said; the results are there.
+    """
+    if given is not None:
+        return LiveRatio(ratio=given, source="given")
+    results = [result for arm in collected.arms if arm.distils for result in arm.results.values()]
+    if not measure or not results:
+        return None
+    from pipeline.sweep.live_ratio import measure_live_ratio
+
     try:
-        write: Any = importlib.import_module("pipeline.sweep.results").write_results
-    except ModuleNotFoundError:
-        return [_plain(done.collected)]
-    parts: list[Any] = write(done.collected, done.folder)
-    return parts
+        return measure_live_ratio(TrainConfig.model_validate(results[0]["config"]))
+    except TeachOnceError as error:
+        say(f"live teachers could not be measured: {error.message}")
+        return None
 
 
 def sweep_json(done: SweepOutcome) -> dict[str, Any]:
@@ -43,12 +58,3 @@ def sweep_json(done: SweepOutcome) -> dict[str, Any]:
             for arm in collected.arms
         ],
     }
-
-
-def _plain(collected: SweepRuns) -> Any:
-    table = plain_table(Heading("arm"), Heading("seeds", right=True), Heading("val mAP, last epoch", right=True))
-    for arm in collected.arms:
-        scores = [result["last"]["val"]["mAP"] for result in arm.results.values()]
-        mean = None if not scores or None in scores else fmean(scores)
-        table.add_row(arm.name, str(len(arm.results)), percent(mean))
-    return table
