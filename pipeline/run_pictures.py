@@ -27,7 +27,7 @@ def detection_pictures(
     """Yield pictures of detections with ground truth, by image id: of `count` images, spread over the records."""
     count = min(count, len(records))
     chosen = [records[int(place)] for place in np.linspace(0, len(records) - 1, count).round()] if count else []
-    found = detect(student, chosen, device)
+    found = detect(student, chosen, device, what="drawing")
     for record in chosen:
         drawn = draw_detections(decode_image(record), found.of_image(record.id), record.target, title=record.id)
         yield record.id, np.asarray(drawn.convert("RGB"))
