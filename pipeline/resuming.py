@@ -23,6 +23,8 @@ _FREE: dict[str, Any] = {
     "checkpoint_steps": True,
     "pictures": True,
     "voc_root": True,
+    "runs_dir": True,
+    "checkpoints_dir": True,
     "distillation": {"stores", "expect_fingerprints"},
 }
 

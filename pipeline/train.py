@@ -21,7 +21,15 @@ from cache.ranks import Ranks, exchange
 from data.records import ImageRecord
 from data.voc import read_voc
 from evaluation.average_precision import EvaluationResult
-from pipeline.checkpoint import BEST, LATEST, Checkpoint, link_latest, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import (
+    BEST,
+    LATEST,
+    Checkpoint,
+    link_latest,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from pipeline.config import TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
@@ -102,6 +110,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         exchange(ranks, None)  # nobody writes before all have read
         for path in (config.run_dir, config.checkpoint_dir):
             path.mkdir(parents=True, exist_ok=True)
+        if ranks.rank == 0:
+            remove_leftovers(config.checkpoint_dir)
         of = f" of {ranks.size} processes" if ranks.size > 1 else ""
         say(f"run {config.run_name}: {len(records)} images, {trainer.total_steps} steps on {device}{of}")
         return _Run(trainer, val_records, test_records, latest).finish()
