@@ -68,7 +68,7 @@ class Bench:
             "live": Distillation(source="live", teachers=self.teachers, untrained=True),
         }[arm]
         settings: dict[str, object] = {
-            "run_name": f"{backbone.replace(":", "-")}-{arm}", "voc_root": self.voc_root, "voc_sets": self.voc_sets,
+            "run_name": f"{backbone.replace(':', '-')}-{arm}", "voc_root": self.voc_root, "voc_sets": self.voc_sets,
             "val_sets": self.val_sets, "recipe": Recipe(batch_size=self.batch_size), "distillation": distillation,
             "student": StudentConfig(backbone=backbone, backbone_weights="none"), "device": str(self.device),
             "runs_dir": self.folder / "runs", "checkpoints_dir": self.folder / "checkpoints",

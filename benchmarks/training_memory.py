@@ -94,4 +94,7 @@ def run(arm: str, voc_root: Path, store: Path, folder: Path, teachers: tuple[str
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], *map(Path, sys.argv[2:5]), tuple(sys.argv[5].split(",")), sys.argv[6])))
+    given = sys.argv[1:]
+    print(
+        json.dumps(run(given[0], Path(given[1]), Path(given[2]), Path(given[3]), tuple(given[4].split(",")), given[5]))
+    )
