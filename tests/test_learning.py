@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 
 from data.synthetic import make_devkit
-from pipeline.extract import extract
-from tests.pipeline.small_runs import extraction
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +26,9 @@ OVERFIT = {
     "mobilenet_v3_small": ("--epochs", "38", "--batch-size", "4", "--learning-rate", "0.02"),
     "vit_tiny": ("--epochs", "40", "--batch-size", "2", "--learning-rate", "5e-4", "--weight-decay", "0"),
 }
+
+# AP@0.50 of the 100 other images.
+FLOOR = 0.2
 
 
 def call(*arguments: str | Path) -> Any:
@@ -75,3 +76,17 @@ def test_a_student_overfits_sixteen_images_and_eval_agrees(
     assert scored["per_iou"]["0.50"] > 0.6
     assert scored == result["last"]["val"]
     assert call("eval", "--detections", saved, *sixteen) == scored
+
+
+def test_a_student_finds_objects_in_images_it_never_saw(tmp_path: Path) -> None:
+    """400 images to train on for four epochs, 100 others to be scored on; an untrained student finds nothing."""
+    devkit = make_devkit(tmp_path / "VOCdevkit", num_train=400, num_val=100, classes=CLASSES, seed=2)
+    common = ("--voc-root", devkit, "--backbone", "mobilenet_v3_small", "--batch-size", "4")
+    untrained = train(tmp_path, "untrained", *common, "--limit", "4", "--epochs", "1", "--learning-rate", "1e-9")
+    trained = train(tmp_path, "trained", *common, "--epochs", "4", "--learning-rate", "0.02")
+    chance, found = (result["last"]["val"]["per_iou"]["0.50"] for result in (untrained, trained))
+    print(
+        f"AP@0.50 of {trained['last']['val']['images']} images: untrained {chance}, trained {found}", trained["seconds"]
+    )
+    assert chance < 0.01
+    assert found > FLOOR

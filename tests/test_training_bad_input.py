@@ -211,7 +211,8 @@ class TestStopped:
                 done = train(few, tmp_path, "--cached-teachers", stores())
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        refused(done, 1, str(tmp_path / "checkpoints/r" / LATEST), "cannot be written: File too large", "free some space")
+        path = tmp_path / "checkpoints/r" / LATEST
+        refused(done, 1, f"{path}: cannot be written: File too large", "free some space", "--resume")
 
     @pytest.mark.usefixtures("goes_on")
     def test_ctrl_c_saves_the_step_under_way_and_exits_130(
