@@ -143,7 +143,7 @@ def step_of(bench: Bench, backbone: str, arm: str) -> Pass:
     loaded: LoadedBatch = collate_loaded([images.load(key) for key in keys])
 
     def run(_: int) -> float:
-        trainer.step = 1  # no report: its extra gradients are taken every twentieth step only
+        trainer.step = 1  # no report: its extra gradients are taken every `report_steps` only
         return timed(lambda: trainer.run_step([loaded], len(records)))
 
     return run

@@ -34,8 +34,9 @@ from tests.command_line import SHORT_RUN, Done, run
 from tests.data.tiny_devkit import TinyDevkit
 from tests.pipeline.small_runs import TINY_TEACHERS, equal, extraction, without_seconds
 
-# Four steps of two images, saved after each; the last option of a name is the one that counts.
-FOUR_STEPS = ("--epochs", "2", "--limit", "4", "--checkpoint-steps", "1", "--eval-final-only", "--run-name", "r")
+# Four steps of one image, saved after each; the last option of a name is the one that counts.
+FOUR_STEPS = ("--epochs", "2", "--limit", "2", "--batch-size", "1", "--checkpoint-steps", "1", "--eval-final-only",
+              "--run-name", "r")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ class TestBeforeTheFirstStep:
             command[command.index("--voc-root") + 1] = str(few)
             added = run(*command, "--workers", "0", "--device", "cpu")
             assert added.code == 0, added.err
-            done = train(few, tmp_path / teacher, "--cached-teachers", store, "--limit", "2", "--epochs", "1")
+            done = train(few, tmp_path / teacher, "--cached-teachers", store, "--limit", "1", "--epochs", "1")
         assert done.code == 0, done.err
 
     def test_a_store_of_other_images_is_refused_by_their_ids(
@@ -123,30 +124,17 @@ class TestBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
 
-class TestUnusualBatches:
-    def test_batches_of_one_train_the_batch_norms(self, few: Path, tmp_path: Path) -> None:
-        """Statistics of one image over its places are statistics still."""
-        done = train(
-            few, tmp_path, "--batch-size", "1", "--limit", "2", "--epochs", "1", "--norms", "trained", "--json"
-        )
-        assert done.code == 0, done.err
-        assert json.loads(done.out)["steps"] == 2
-        weights = load_checkpoint(tmp_path / "checkpoints/r" / LATEST).student
-        moved = [weight for name, weight in weights.items() if name.endswith("running_var")]
-        assert moved
-        assert all(torch.isfinite(weight).all() and not torch.all(weight == 1) for weight in moved)
-
-    def test_a_batch_without_any_object_is_trained_on(self, tmp_path: Path) -> None:
-        tiny = TinyDevkit(tmp_path / "VOCdevkit")
-        for stem in ("000001", "000002"):
-            tiny.add(stem, objects="")
-        tiny.list("train", ["000001", "000002"])
-        tiny.list("val", ["000001"])
-        done = train(tiny.root, tmp_path, "--epochs", "1", "--json")
-        assert done.code == 0, done.err
-        losses = json.loads(done.out)["last"]["losses"]
-        assert losses["loss_box_reg"] == losses["loss_rpn_box_reg"] == 0
-        assert losses["loss_classifier"] > 0
+def test_a_batch_without_any_object_is_trained_on(tmp_path: Path) -> None:
+    tiny = TinyDevkit(tmp_path / "VOCdevkit")
+    for stem in ("000001", "000002"):
+        tiny.add(stem, objects="")
+    tiny.list("train", ["000001", "000002"])
+    tiny.list("val", ["000001"])
+    done = train(tiny.root, tmp_path, "--epochs", "1", "--batch-size", "2", "--json")
+    assert done.code == 0, done.err
+    losses = json.loads(done.out)["last"]["losses"]
+    assert losses["loss_box_reg"] == losses["loss_rpn_box_reg"] == 0
+    assert losses["loss_classifier"] > 0
 
 
 class TestStopped:
@@ -229,6 +217,14 @@ class TestStopped:
             patched.setattr(Trainer, "run_step", interrupted)
             done = train(few, tmp_path, "--cached-teachers", stores(), "--checkpoint-steps", "100")
         refused(done, 130, "ending after this step", "saved at step 2: --resume goes on from there")
+
+    def test_batches_of_one_train_the_batch_norms(self, whole: Path) -> None:
+        """Statistics of one image over its places are statistics still."""
+        saved = load_checkpoint(whole / "checkpoints/r" / LATEST)
+        assert (saved.config.recipe.batch_size, saved.config.student.freezes_norms) == (1, False)
+        variances = [weight for name, weight in saved.student.items() if name.endswith("running_var")]
+        assert variances
+        assert all(torch.isfinite(each).all() and not torch.all(each == 1) for each in variances)
 
     def test_an_exploding_run_keeps_its_last_checkpoint(self, few: Path, tmp_path: Path) -> None:
         done = train(few, tmp_path, "--learning-rate", "1e30", "--clip-norm", "1e30")
