@@ -27,8 +27,8 @@ OVERFIT = {
     "vit_tiny": ("--epochs", "40", "--batch-size", "2", "--learning-rate", "5e-4", "--weight-decay", "0"),
 }
 
-# AP@0.50 of the 100 other images.
-FLOOR = 0.2
+# AP@0.50 of images that were not trained on: 0.73 was measured after three of the four epochs.
+FLOOR = 0.5
 
 
 def call(*arguments: str | Path) -> Any:
