@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def step_note(losses: Mapping[str, Tensor], seconds: Mapping[str, float], proces
 
 
 def epoch_lines(metrics: Mapping[str, Any], epochs: int, images: int) -> str:
-    """Return an epoch's mean losses by part, and on a second line its speed and what its validation came to.
+    """Return an epoch's mean losses by part; on a second line its speed, the training left, and the validation.
 
     metrics: a line of `metrics.jsonl`.  images: that were trained on.
     """
@@ -45,6 +46,9 @@ def epoch_lines(metrics: Mapping[str, Any], epochs: int, images: int) -> str:
     shown = _listed({short: losses[name] for name, short in _shown(losses).items()})
     speed = f"{images / max(seconds['training'], 1e-9):.1f} images/s, {_waiting(seconds)}"
     text = f"epoch {metrics['epoch']}/{epochs}: {shown}\n  {speed}"
+    left = round((epochs - metrics["epoch"]) * seconds["training"])
+    if left > 0:
+        text += f", {timedelta(seconds=left)} left"
     if val is not None and val["mAP"] is not None:
         text += f"; val mAP {100 * val['mAP']:.2f}, AP@0.50 {100 * val['per_iou']['0.50']:.2f}"
     return text

@@ -124,10 +124,10 @@ class TestEpochLines:
         lines = epoch_lines({"epoch": 12, "losses": LOSSES, "seconds": SECONDS, "val": val}, 20, 1000).splitlines()
         assert lines == [
             "epoch 12/20: detection 112, feature 31.5, logit 10.1, region 4.57",
-            "  25.0 images/s, waiting 0.3 %; val mAP 12.34, AP@0.50 34.56",
+            "  25.0 images/s, waiting 0.3 %, 0:05:20 left; val mAP 12.34, AP@0.50 34.56",
         ]
 
     @pytest.mark.parametrize("val", [None, {"mAP": None}], ids=["not scored", "nothing to find"])
     def test_without_validation_only_the_speed_is_told(self, val: object) -> None:
-        told = epoch_lines({"epoch": 1, "losses": DETECTION, "seconds": SECONDS, "val": val}, 2, 1000)
+        told = epoch_lines({"epoch": 1, "losses": DETECTION, "seconds": SECONDS, "val": val}, 1, 1000)
         assert told.splitlines()[1] == "  25.0 images/s, waiting 0.3 %"
