@@ -198,7 +198,7 @@ def extract_teachers(**flags: Any) -> None:
                  help="Score the validation images after every epoch. [default]"),
     click.option("--eval-final-only", "evaluate", flag_value="final-only", help="Score them only at the end."),
     click.option("--run-name", help="Names the run's folders. [made from backbone, arm and seed]"),
-    click.option("--resume", is_flag=True, help="Go on from the last finished epoch of --run-name."),
+    click.option("--resume", is_flag=True, help="Go on from the last saved step of --run-name."),
     click.option("--runs-dir", type=PATH, default="runs", show_default=True),
     click.option("--checkpoints-dir", type=PATH, default="checkpoints", show_default=True),
     JSON,

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.rounds import in_turn, timed
+from benchmarks.rounds import Pass, in_turn, timed
 from benchmarks.tables import Check, Table, machine, markdown, report
-from benchmarks.training_memory import training_memory_table
+from benchmarks.training_memory import training_memory_tables
 from data.geometry import VIEWS
 from data.synthetic import make_devkit
 from data.voc import read_voc
@@ -56,17 +56,20 @@ class Bench:
     device: torch.device
     batch_size: int
     rounds: int
+    teachers: tuple[str, ...] = TEACHERS
+    voc_sets: tuple[str, ...] = ("2007:train",)
+    val_sets: tuple[str, ...] = ("2007:val",)
 
     def config(self, backbone: str, arm: str, **changes: object) -> TrainConfig:
         """Return the configuration of an arm: baseline, cached or live."""
         distillation = {
             "baseline": Distillation(),
             "cached": Distillation(source="store", stores=(self.store,)),
-            "live": Distillation(source="live", teachers=TEACHERS, untrained=True),
+            "live": Distillation(source="live", teachers=self.teachers, untrained=True),
         }[arm]
         settings: dict[str, object] = {
-            "run_name": f"{backbone}-{arm}", "voc_root": self.voc_root, "voc_sets": ("2007:train",),
-            "val_sets": ("2007:val",), "recipe": Recipe(batch_size=self.batch_size), "distillation": distillation,
+            "run_name": f"{backbone.replace(':', '-')}-{arm}", "voc_root": self.voc_root, "voc_sets": self.voc_sets,
+            "val_sets": self.val_sets, "recipe": Recipe(batch_size=self.batch_size), "distillation": distillation,
             "student": StudentConfig(backbone=backbone, backbone_weights="none"), "device": str(self.device),
             "runs_dir": self.folder / "runs", "checkpoints_dir": self.folder / "checkpoints",
         }  # fmt: skip
@@ -95,7 +98,8 @@ def main() -> None:
             )
         ).store  # fmt: skip
         bench = Bench(voc_root, folder, store, device, options.batch_size, options.rounds)
-        tables = [step_table(bench), wait_table(bench, options.images), training_memory_table(voc_root, store, folder)]
+        memory = training_memory_tables(voc_root, store, folder, TEACHERS, str(device))
+        tables = [step_table(bench), wait_table(bench, options.images), *memory]
     gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
     facts = [
         *machine(PACKAGES),
@@ -114,7 +118,7 @@ def step_table(bench: Bench) -> Table:
     rows, checks = [], []
     for backbone in STUDENTS:
         say(backbone)
-        steps = {arm: _step(bench, backbone, arm) for arm in ("baseline", "cached", "live")}
+        steps = {arm: step_of(bench, backbone, arm) for arm in ("baseline", "cached", "live")}
         for step in steps.values():
             step(0)  # the first one allocates
         found = in_turn(steps, bench.rounds)
@@ -128,7 +132,8 @@ def step_table(bench: Bench) -> Table:
     return Table("Seconds a step, and ratios to baseline and cached", markdown(header, rows), tuple(checks))
 
 
-def _step(bench: Bench, backbone: str, arm: str):  # type: ignore[no-untyped-def]  # a Pass of benchmarks.rounds
+def step_of(bench: Bench, backbone: str, arm: str) -> Pass:
+    """Return what takes one step of an arm on the first images, already decoded, and returns its seconds."""
     config = bench.config(backbone, arm)
     records = read_voc(bench.voc_root, config.voc_sets)[: bench.batch_size]
     source = target_source(config, records, bench.device)
@@ -138,7 +143,7 @@ def _step(bench: Bench, backbone: str, arm: str):  # type: ignore[no-untyped-def
     loaded: LoadedBatch = collate_loaded([images.load(key) for key in keys])
 
     def run(_: int) -> float:
-        trainer.step = 1  # no report: its extra gradients are taken every twentieth step only
+        trainer.step = 1  # no report: its extra gradients are taken every `report_steps` only
         return timed(lambda: trainer.run_step([loaded], len(records)))
 
     return run

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from cache.canonical import Json
 from cache.catalog import Catalog, StoredTeacher
 from cache.image_arrays import is_image_store, training_command
-from data.geometry import VIEWS
+from data.geometry import VIEWS, View
 
 _EXTRACT = ("python", "cli.py", "extract-teachers")
 _CONVERT = ("python", "cli.py", "convert-cache")
@@ -37,6 +37,20 @@ def writing_command(catalog: Catalog, teachers: Sequence[str] = ()) -> str:
     if any(array.source for teacher in stored for v in teacher.views.values() for array in v.manifest.arrays.values()):
         return _command_unknown(catalog, stored[0])
     return _extraction_command(catalog, stored)
+
+
+def adding_views(catalog: Catalog, key: str, views: Sequence[View]) -> str:
+    """Return how views get into what a store holds of a teacher: the command, or what to do before one."""
+    teacher = catalog.teachers[key]
+    options = " ".join(_repeated("--view", views))
+    paths = [layout.path for view in teacher.views.values() for layout in view.layouts.values()]
+    source = relabelled_from(catalog, teacher)
+    if source is not None:
+        again = writing_command(catalog, [key])
+        return f"add it to {source} (extract-teachers … --teacher {source} {options}) and repeat: {again}"
+    if any(derivation_command(catalog, path) for path in paths):
+        return f"convert it from a store that has it ({options})"
+    return f"add it: {_extraction_command(catalog, [teacher], add=views)}"
 
 
 def derivation_command(catalog: Catalog, array: str | None = None) -> str | None:
@@ -83,7 +97,7 @@ def _words(command: Json) -> list[str]:
         return []
 
 
-def _extraction_command(catalog: Catalog, teachers: Sequence[StoredTeacher]) -> str:
+def _extraction_command(catalog: Catalog, teachers: Sequence[StoredTeacher], add: Sequence[View] = ()) -> str:
     dataset = catalog.root.dataset
     words = ["--voc-root", "DIR", *_repeated("--voc-set", dataset.sets)]
     if dataset.limit is not None:
@@ -94,8 +108,8 @@ def _extraction_command(catalog: Catalog, teachers: Sequence[StoredTeacher]) -> 
     words += _repeated("--precision", [p for t in teachers if (p := t.manifest.identity.get("autocast"))][:1])
     words += _repeated("--prompts", _prompt_files(catalog, teachers)[:1])
     views = [view for view in VIEWS if all(view in teacher.views for teacher in teachers)]
-    if len(views) < len(VIEWS):
-        words += _repeated("--view", views)
+    if add or len(views) < len(VIEWS):
+        words += _repeated("--view", add or views)
     layouts = [layout for teacher in teachers for view in teacher.views.values() for layout in view.layouts.items()]
     dtypes = [layout.dtype for name, layout in layouts if name == "features"]
     words += _repeated("--dtype", [dtype for dtype in dtypes if dtype != "float16"][:1])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cache.agreement import Part, refuse_other_frame, refuse_other_images, refuse_unlike_parts
 from cache.canonical import Json
+from cache.commands import adding_views
 from cache.image_arrays import is_image_store
 from cache.layout import PCA, SCALES
 from cache.manifest import TeacherManifest, ViewManifest
@@ -162,13 +163,14 @@ class Selection:
             )
         if view is None:
             return found
+        holder = self.stores[found[0]].catalog
         views = {n: stored.views for n, stored in teachers.items() if stored is not None}
         found = [n for n in found if view in views[n]]
         if not found:
             held = ", ".join(dict.fromkeys(each for stored in views.values() for each in stored))
             raise StoreIncompleteError(
                 f"teacher {teacher}: view {view!r} is not in {self.where} (found {held or 'none'})",
-                hint=f"add it: python cli.py extract-teachers … --teacher {teacher} --view {view}",
+                hint=("train with --flip 0, or " if view == "hflip" else "") + adding_views(holder, teacher, [view]),
             )
         with_name = [n for n in found if name in views[n][view].layouts]
         if not with_name:

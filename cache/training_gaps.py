@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cache.catalog import Catalog, StoredTeacher
-from cache.commands import derivation_command, relabelled_from, writing_command
+from cache.commands import adding_views, writing_command
 from cache.image_arrays import is_image_store
 from cache.layout import ArrayLayout
 from cache.verify import Ledger
@@ -67,16 +67,7 @@ def _missing_views(catalog: Catalog, key: str, teacher: StoredTeacher) -> list[G
     lacking = [view for view in VIEWS if view not in teacher.views]
     if not lacking:
         return []
-    options = " ".join(f"--view {view}" for view in lacking)
-    paths = [layout.path for view in teacher.views.values() for layout in view.layouts.values()]
-    source = relabelled_from(catalog, teacher)
-    if source is not None:
-        again = writing_command(catalog, [key])
-        add = f"add it to {source} (extract-teachers … --teacher {source} {options}) and repeat: {again}"
-    elif any(derivation_command(catalog, path) for path in paths):
-        add = f"convert it from a store that has it ({options})"
-    else:
-        add = f"add it: python cli.py extract-teachers … --out {catalog.path} --teacher {key} {options}"
+    add = adding_views(catalog, key, lacking)
     if "original" in lacking:
         return [Gap(key, f"no view {' and '.join(lacking)}: every training run reads original", add)]
     return [Gap(key, f"no view {lacking[0]}: training with flips reads it", f"train with --flip 0, or {add}")]

@@ -80,9 +80,22 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: cannot be written: {error.strerror or error}", hint="free some space") from error
+        # Where a write fails, torch's writer fails once more when it is closed, and that is what comes out.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise TrainingError(
+            f"{path}: cannot be written: {cause.strerror or cause}; what it held before is as it was",
+            hint="free some space, then go on with --resume",
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had half written in a run's folder of checkpoints."""
+    for path in folder.glob(".*.pth.tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, backbone: str | None = None) -> Checkpoint:

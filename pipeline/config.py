@@ -184,8 +184,8 @@ class TrainConfig(BaseModel):
     """Keep decoded images in this store, so that no JPEG is decoded twice. [none; data/images.zarr without a path]"""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Also save a checkpoint to resume from every so many steps. [at the end of an epoch, and when interrupted]"""
-    report_steps: int = Field(default=20, ge=1)
-    """Steps between two reports of losses and gradients."""
+    report_steps: int = Field(default=50, ge=1)
+    """Steps between two reports of losses and gradients; with distillation, a report costs about as much as a step."""
     pictures: int = Field(default=4, ge=0)
     """Validation images drawn for TensorBoard whenever they are scored, and the adapted map; 0 for none of it."""
     runs_dir: Path = Path("runs")

@@ -1,24 +1,18 @@
-"""Progress on stderr: a bar on a terminal, a plain line now and then off it. Results go to stdout, never here."""
+"""Progress on stderr: on a terminal a bar, gone when its work is done; off it a plain line now and then.
+
+Results go to stdout, never here.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -48,7 +42,7 @@ def say(text: str) -> None:
 def progress(what: str, total: int, unit: str = "images") -> Iterator[Tick]:
     """Show the progress of `total` units of work in the block."""
     if sys.stderr.isatty() and not _silent:
-        with _bar(what, total) as tick:
+        with _bar(what, total, unit) as tick:
             yield tick
     else:
         yield _lines(what, total, unit)
@@ -62,18 +56,29 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
+class _NotedProgress(Progress):
+    """A bar with its note on a line of its own below it: beside the bar, 80 columns have no room for both."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, and the note where there is one."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Tick]:
+def _bar(what: str, total: int, unit: str) -> Iterator[Tick]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn(unit),
         _Rate(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with _NotedProgress(*columns, console=Console(stderr=True), expand=True, transient=True) as bar:
         task = bar.add_task(what, total=total, note="")
 
         def tick(done: int = 1, note: str = "") -> None:

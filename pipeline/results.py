@@ -23,7 +23,7 @@ def run_lines(result: dict[str, Any]) -> list[str]:
     if result["test"] is not None:
         lines.append(f"test, last epoch: {_scores(result['test']['last'])}; best: {_scores(result['test']['best'])}")
     else:
-        lines.append("selected and reported on the same images (give --test-set for an independent figure)")
+        lines.append("selected and reported on the same images (for an independent figure: --test-set)")
     if result["targets"].get("untrained"):
         lines.append(f"UNTRAINED teachers: {', '.join(result['targets']['untrained'])}; the figures say nothing of KD")
     if config["student"]["backbone_weights"] == "none" and result["epochs"] <= 20:

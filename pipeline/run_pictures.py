@@ -26,7 +26,7 @@ def detection_pictures(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield pictures of detections with ground truth, by image id: of `count` images, spread over the records."""
     chosen = [records[place] for place in spread_over(len(records), count)]
-    found = detect(student, chosen, device)
+    found = detect(student, chosen, device, what="drawing")
     for record in chosen:
         drawn = draw_detections(decode_image(record), found.of_image(record.id), record.target, title=record.id)
         yield record.id, np.asarray(drawn.convert("RGB"))

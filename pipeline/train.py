@@ -23,7 +23,15 @@ from data.voc import read_voc
 from evaluation.average_precision import EvaluationResult
 from evaluation.detections import Detections
 from evaluation.devkit_files import write_devkit
-from pipeline.checkpoint import BEST, LATEST, Checkpoint, link_latest, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import (
+    BEST,
+    LATEST,
+    Checkpoint,
+    link_latest,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from pipeline.config import TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
@@ -41,6 +49,7 @@ from pipeline.teacher_choice import views_drawn
 from pipeline.teachers import TeacherChoices, build_teachers
 from pipeline.torch_ranks import joined_ranks, local_device
 from pipeline.trainer import Clock, Trainer
+from pipeline.training_lines import epoch_lines, step_note
 from students.detector import Student
 
 Loader = BatchLoader[Any, Any, LoadedBatch]
@@ -108,6 +117,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         exchange(ranks, None)  # nobody writes before all have read
         for path in (config.run_dir, config.checkpoint_dir):
             path.mkdir(parents=True, exist_ok=True)
+        if ranks.rank == 0:
+            remove_leftovers(config.checkpoint_dir)
         of = f" of {ranks.size} processes" if ranks.size > 1 else ""
         say(f"run {config.run_name}: {len(records)} images, {trainer.total_steps} steps on {device}{of}")
         return _Run(trainer, val_records, test_records, latest).finish()
@@ -174,9 +185,8 @@ class _Run:
         recorder.scalars({f"seconds/{name}": value for name, value in seconds.items()}, trainer.step)
         self._history.append(metrics)
         recorder.epoch(metrics)
-        rate = done.images / max(seconds["training"], 1e-9)
-        recorder.scalars({"epoch/images_per_second": rate}, trainer.step)
-        say(f"{_epoch_line(metrics, config.recipe.epochs)}; {rate:.1f} images/s")
+        recorder.scalars({"epoch/images_per_second": done.images / max(seconds["training"], 1e-9)}, trainer.step)
+        say(epoch_lines(metrics, config.recipe.epochs, done.images))
         # The best one first: a kill in between repeats this epoch, where the other way round it would stay unsaved.
         if self._ranks.rank == 0 and metrics["val"] is not None and best_epoch(self._history) == epoch + 1:
             best = trainer.checkpoint(epoch + 1, self._history, resumable=False)
@@ -241,7 +251,7 @@ class _Run:
                 clock.total = before + time.monotonic() - start
                 if (trainer.step - 1) % self._config.report_steps == 0:
                     self._report(losses, recorder)
-                tick(images, self._note(losses, clock))
+                tick(images, step_note(losses, clock.seconds(), self._ranks.size))
                 self._between_steps(epoch, done, len(trainer.batches))
         trainer.batches.first_step = 0
         return done
@@ -255,10 +265,6 @@ class _Run:
         if interrupted:
             say(f"saved at step {self._trainer.step}: --resume goes on from there")
             raise KeyboardInterrupt
-
-    def _note(self, losses: dict[str, Tensor], clock: Clock) -> str:
-        shown = f"loss {float(losses['total']):.3f}" if "total" in losses else ""
-        return f"{shown}, waiting {100 * clock.data_wait / max(clock.total, 1e-9):.0f} %"
 
     def _report(self, losses: dict[str, Tensor], recorder: Recorder | SilentRecorder) -> None:
         trainer = self._trainer
@@ -378,13 +384,3 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     """Return the epoch (from 1) with the highest validation mAP, the first of equals."""
     scored = [(m["val"]["mAP"] or 0.0, -m["epoch"]) for m in history if m["val"] is not None]
     return int(-max(scored)[1])
-
-
-def _epoch_line(metrics: dict[str, Any], epochs: int) -> str:
-    losses = metrics["losses"]
-    shown = [f"{name} {losses[name]:.3f}" for name in ("detection", "feature", "logit", "region") if name in losses]
-    text = f"epoch {metrics['epoch']}/{epochs}: {', '.join(shown)}"
-    val = metrics["val"]
-    if val is not None and val["mAP"] is not None:
-        text += f"; val mAP {100 * val['mAP']:.2f}, AP@0.50 {100 * val['per_iou']['0.50']:.2f}"
-    return text

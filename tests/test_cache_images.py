@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import data.images
+from data.synthetic import make_devkit
 from tests.command_line import SHORT_RUN, run
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images to train on and one to score."""
+    return make_devkit(tmp_path_factory.mktemp("few") / "VOCdevkit", num_train=2, num_val=1, seed=7)
+
+
 def test_the_second_run_decodes_nothing_and_ends_alike(
-    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ("train", "--voc-root", devkit, "--limit", "4", *SHORT_RUN, "--json")
+    common = ("train", "--voc-root", few, *SHORT_RUN, "--json")
 
     def result(name: str, *more: str | Path) -> dict[str, object]:
         places = ("--runs-dir", tmp_path / name / "runs", "--checkpoints-dir", tmp_path / name / "checkpoints")
@@ -39,11 +47,9 @@ def test_the_second_run_decodes_nothing_and_ends_alike(
     assert (done.code, "An image store" in done.out) == (0, True)
 
 
-def test_a_changed_image_is_refused_by_its_name(devkit: Path, tmp_path: Path) -> None:
-    import shutil
-
-    own = Path(shutil.copytree(devkit, tmp_path / "VOCdevkit"))
-    options = ("--voc-root", own, "--limit", "2", *SHORT_RUN, "--cache-images", tmp_path / "images.zarr")
+def test_a_changed_image_is_refused_by_its_name(few: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(few, tmp_path / "VOCdevkit"))
+    options = ("--voc-root", own, *SHORT_RUN, "--cache-images", tmp_path / "images.zarr")
     places = ("--runs-dir", tmp_path / "runs", "--checkpoints-dir", tmp_path / "checkpoints")
     assert run("train", *options, *places).code == 0
     image = own / "VOC2007/JPEGImages/000001.jpg"

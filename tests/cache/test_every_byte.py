@@ -185,8 +185,8 @@ def assert_cuts_are_found(store: Store, lengths: Iterable[tuple[str, int]]) -> N
 def test_a_sample_of_flipped_bytes_and_cut_files_is_found(store: Store) -> None:
     assert store.verdict() == Verdict("harmless")
     generator = random.Random(0)
-    assert_flips_are_found(store, generator.sample(all_flips(store), 500))
-    assert_cuts_are_found(store, generator.sample(all_lengths(store), 200))
+    assert_flips_are_found(store, generator.sample(all_flips(store), 250))
+    assert_cuts_are_found(store, generator.sample(all_lengths(store), 100))
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def assert_equal(reader: ArrayReader, theirs: NDArray[Any], expected: NDArray[An
 EXAMPLE = {"plan": plans(), "order": st.permutations(range(4)), "stop": st.integers(0, 12)}
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(**EXAMPLE)
 def test_what_is_written_is_read_by_us_and_by_the_formats_library(plan: StorePlan, order: list[int], stop: int) -> None:
     check(plan, order, stop)

@@ -41,13 +41,15 @@ PLANS: dict[str, tuple[dict[str, Any], list[tuple[str | None, str, str]]]] = {
     "no flipped view": (
         {"views": ("original",)},
         [(key, "no view hflip: training with flips reads it",
-          f"train with --flip 0, or add it: python cli.py extract-teachers … --out STORE --teacher {key} --view hflip")
+          f"train with --flip 0, or add it: python cli.py extract-teachers --voc-root DIR --voc-set 2007:train"
+          f" --teacher {key} --untrained --view hflip --shard-samples 3 --out STORE")
          for key in ("clip", "dino")],
     ),
     "only the flipped view": (
         {"views": ("hflip",), "teachers": ["dino", "clip"]},
         [(key, "no view original: every training run reads original",
-          f"add it: python cli.py extract-teachers … --out STORE --teacher {key} --view original")
+          f"add it: python cli.py extract-teachers --voc-root DIR --voc-set 2007:train"
+          f" --teacher {key} --untrained --view original --shard-samples 3 --out STORE")
          for key in ("clip", "dino")],
     ),
     "another frame": (

@@ -223,12 +223,12 @@ def test_damage_is_found_and_named(
 
 
 def test_no_flipped_bit_of_any_file_is_missed(stores: TinyStores) -> None:
-    """Every file of a small store but for provenance: all bytes of the short ones, some forty of the long ones. The
+    """Every file of a small store but for provenance: all bytes of the short ones, some twenty of the long ones. The
     newline of a ledger's last line is told otherwise: without it the line is no commit, and its samples are missing."""
     store = stores.build(stores.plan(4, feature_dtype="int8", views=("hflip",)))
     for path in sorted(p for p in store.rglob("*") if p.is_file() and p.name != "provenance.jsonl"):
         data = path.read_bytes()
-        for position in {*range(0, len(data), max(1, len(data) // 40)), len(data) - 1}:
+        for position in {*range(0, len(data), max(1, len(data) // 20)), len(data) - 1}:
             path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
             try:
                 catalog = read_catalog(store)

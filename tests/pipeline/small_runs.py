@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.geometry import VIEWS, View
 from data.records import ImageRecord
-from pipeline.checkpoint import LATEST, Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import BEST, LATEST, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.config import Distillation, Recipe, Residency, TrainConfig
 from pipeline.dataset import LoadedBatch, SampleKey, TrainingImages, collate_loaded
 from pipeline.extract import ExtractConfig
@@ -103,6 +103,36 @@ def weights_of(config: TrainConfig, name: str = LATEST) -> dict[str, Tensor]:
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether two state dicts agree to the last bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_same_checkpoints(folder: Path, other: Path) -> None:
+    """The latest and the best checkpoint of two runs: weights, losses and all training state, to the last bit."""
+    for name in (LATEST, BEST):
+        one, two = load_checkpoint(folder / name), load_checkpoint(other / name)
+        assert equal(one.student, two.student)
+        assert without_seconds(one.history) == without_seconds(two.history)
+        assert (one.training is None) == (two.training is None)
+        for part in (one.training or {}).keys() - {"random_states"}:
+            assert one.training is not None
+            assert two.training is not None
+            assert_same_state(one.training[part], two.training[part])
+
+
+def assert_same_state(one: Any, other: Any) -> None:
+    """Two trees of plain values and tensors are equal."""
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert_same_state(value, other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_same_state(mine, theirs)
+    else:
+        assert one == other
 
 
 def without_seconds(content: Any) -> Any:

@@ -1,14 +1,8 @@
-"""A run that is killed at any step, or interrupted, ends as one that was not: the same losses, weights and averages."""
+"""A run that is killed at any step ends as one that was not: the same losses, weights and averages."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,22 +18,21 @@ from pipeline.train import train
 from pipeline.trainer import Trainer
 from tests.pipeline.small_runs import (
     PulledPlugError,
-    equal,
+    assert_same_checkpoints,
     from_store,
     small_run,
     weights_of,
     without_seconds,
 )
 
-ROOT = Path(__file__).parents[2]
-# Six steps: three an epoch of two images each, with all that has state: average, masks, weights that are found.
+# Four steps: two an epoch of two images each, with all that has state: average, masks, weights that are found.
 RECIPE = {"epochs": 2, "batch_size": 2, "jitter": 0.2, "ema": 0.9}
 DISTILLATION = {"feature_loss": "mgd", "kd_weight": "auto", "logit_loss": "binary"}
 
 
 def run_of(devkit: Path, store: Path, folder: Path, **changes: Any) -> TrainConfig:
     distillation = from_store(store, **DISTILLATION)
-    settings = {"recipe": RECIPE, "limit": 6, "distillation": distillation, "report_steps": 2, "evaluate": "final-only"}
+    settings = {"recipe": RECIPE, "limit": 4, "distillation": distillation, "report_steps": 2, "evaluate": "final-only"}
     return small_run(devkit, folder, **{**settings, **changes})
 
 
@@ -61,18 +54,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def assert_same(config: TrainConfig, result: dict[str, Any], whole: tuple[TrainConfig, dict[str, Any]]) -> None:
-    for name in (LATEST, BEST):
-        assert equal(weights_of(config, name), weights_of(whole[0], name))
-    mine, theirs = (load_checkpoint(c.checkpoint_dir / LATEST).training for c in (config, whole[0]))
-    assert mine is not None
-    assert theirs is not None
-    assert equal(mine["objective"], theirs["objective"])
-    assert equal(mine["ema"], theirs["ema"])
+    assert_same_checkpoints(config.checkpoint_dir, whole[0].checkpoint_dir)
     for key in ("last", "best", "steps"):
         assert without_seconds(result[key]) == without_seconds(whole[1][key])
 
 
-@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_killed_within_an_epoch_goes_on_from_its_last_saved_step(
     devkit: Path, store: Path, tmp_path: Path, whole: Any, step: int
 ) -> None:
@@ -98,51 +85,13 @@ def test_kills_at_twenty_random_steps_change_nothing(devkit: Path, store: Path, 
         resume, result = False, None
         while result is None:
             with pytest.MonkeyPatch.context() as patched:
-                kill_at(patched, rng.randrange(0, 9))
+                kill_at(patched, rng.randrange(0, 7))
                 try:
                     result = train(config, resume=resume)
                 except PulledPlugError:
                     kills += 1
             resume = True
         assert_same(config, result, whole)
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_saves_its_step_and_exits_130(devkit: Path, store: Path, tmp_path: Path) -> None:
-    """Ctrl-C to the whole group of processes, as a terminal sends it; then --resume."""
-    common = [
-        sys.executable, "cli.py", "train", "--voc-root", str(devkit), "--limit", "6", "--epochs", "3",
-        "--batch-size", "2", "--backbone", "mobilenet_v3_small", "--backbone-weights", "none", "--cached-teachers",
-        str(store), "--device", "cpu", "--eval-final-only", "--workers", "1",
-    ]  # fmt: skip
-
-    def places(name: str) -> list[str]:
-        folder = tmp_path / name
-        return ["--run-name", "r", "--runs-dir", str(folder / "runs"), "--checkpoints-dir", str(folder / "checkpoints")]
-
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    job = subprocess.Popen(
-        [*common, *places("a")], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
-    )
-    latest = tmp_path / "a/checkpoints/r/student_latest.pth"
-    deadline = time.monotonic() + 100
-    while not latest.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(job.pid, signal.SIGINT)
-    _, err = job.communicate(timeout=100)
-    assert job.returncode == 130, err
-    assert "Traceback" not in err
-    assert "saved at step" in err
-    saved = load_checkpoint(latest)
-    assert 3 <= saved.step < 9
-    done = subprocess.run([*common, *places("a"), "--resume"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    left_alone = subprocess.run([*common, *places("b")], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert left_alone.returncode == 0, left_alone.stderr
-    results = [json.loads((tmp_path / name / "runs/r/result.json").read_text()) for name in "ab"]
-    assert without_seconds(results[0]["last"]) == without_seconds(results[1]["last"])
-    paths = [tmp_path / name / "checkpoints/r/student_latest.pth" for name in "ab"]
-    assert equal(*(load_checkpoint(path).student for path in paths))
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ class TestResidency:
         assert torch.equal(found.logits, expected.logits)  # type: ignore[arg-type]
 
     def test_weights_are_the_same(self, devkit: Path, store8: Path, tmp_path: Path) -> None:
-        base = small_run(devkit, tmp_path, distillation=from_store(store8), evaluate="final-only", limit=3)
+        base = small_run(devkit, tmp_path, distillation=from_store(store8), evaluate="final-only", limit=2)
         weights = []
         for residency in RESIDENCIES:
             config = base.model_copy(update={"run_name": residency, "residency": residency})

@@ -49,11 +49,25 @@ def killed(devkit: Path, store: Path, folder: Path, epoch: int) -> TrainConfig:
     return config
 
 
+@pytest.fixture(scope="module")
+def stopped(devkit: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """That run, killed in its second epoch. Shared: copy it to go on with it."""
+    return killed(devkit, store, tmp_path_factory.mktemp("stopped"), 2)
+
+
+def copied(config: TrainConfig, folder: Path) -> TrainConfig:
+    """A run's folders at another place, where it goes on."""
+    places = {"runs_dir": folder / "runs", "checkpoints_dir": folder / "checkpoints"}
+    for name, place in places.items():
+        shutil.copytree(getattr(config, name), place, symlinks=True)
+    return config.model_copy(update=places)
+
+
 class TestResuming:
     def test_a_killed_run_ends_like_an_uninterrupted_one(
-        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any]
+        self, tmp_path: Path, stopped: TrainConfig, whole: tuple[TrainConfig, Any]
     ) -> None:
-        config = killed(devkit, store, tmp_path, 2)
+        config = copied(stopped, tmp_path)
         assert load_checkpoint(config.checkpoint_dir / LATEST).epoch == 1
         assert not (config.run_dir / "result.json").exists()
         torch.manual_seed(1)
@@ -177,42 +191,36 @@ class TestResuming:
         assert caught.value.exit_code == 3
 
     def test_where_things_are_may_change(
-        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any]
+        self, devkit: Path, store: Path, tmp_path: Path, stopped: TrainConfig, whole: tuple[TrainConfig, Any]
     ) -> None:
-        config = killed(devkit, store, tmp_path, 2)
+        config = copied(stopped, tmp_path)
         moved = shutil.copytree(devkit, tmp_path / "elsewhere")
         distillation = from_store(Path(shutil.copytree(store, tmp_path / "moved.zarr")))
         update = {"voc_root": Path(moved), "device": "auto", "distillation": distillation}
         train(config.model_copy(update=update), resume=True)
         assert equal(weights_of(config), weights_of(whole[0]))
 
-    def test_other_targets_are_refused(self, devkit: Path, tmp_path: Path) -> None:
-        store = extract(extraction(devkit, tmp_path / "s.zarr")).store
-        config = killed(devkit, store, tmp_path, 2)
-        shutil.rmtree(store)
-        extract(extraction(devkit, store, dtype="float32"))
+    def test_other_targets_are_refused(self, store32: Path, stopped: TrainConfig) -> None:
+        other = stopped.model_copy(update={"distillation": from_store(store32)})
         with pytest.raises(CheckpointError, match="other teacher targets") as caught:
-            train(config, resume=True)
+            train(other, resume=True)
         assert caught.value.exit_code == 3
         assert "\n  stores[1].tiny_dino/hflip/features.dtype: stored float16, found float32\n" in caught.value.message
-        fingerprint = TeacherStore(store).catalog.fingerprints["tiny_dino/hflip/features"]
+        fingerprint = TeacherStore(store32).catalog.fingerprints["tiny_dino/hflip/features"]
         assert "stores[1].tiny_dino/hflip/features.fingerprint: stored " in caught.value.message
         assert f", found {fingerprint}\n" in caught.value.message
 
     def test_another_teacher_under_the_same_key_is_told_by_the_field_that_differs(
-        self, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, devkit: Path, tmp_path: Path, stopped: TrainConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = extract(extraction(devkit, tmp_path / "s.zarr", limit=4)).store
-        config = killed(devkit, store, tmp_path, 2)
-        shutil.rmtree(store)
         identity = features.tiny.TinyDinoTeacher.identity
         monkeypatch.setattr(
             features.tiny.TinyDinoTeacher, "identity", lambda teacher: {**identity(teacher), "layer": "one before"}
         )
-        extract(extraction(devkit, store, limit=4))
-        layer = load_checkpoint(config.checkpoint_dir / LATEST).targets["identities"]["tiny_dino"]["layer"]
+        other = extract(extraction(devkit, tmp_path / "s.zarr")).store
+        layer = load_checkpoint(stopped.checkpoint_dir / LATEST).targets["identities"]["tiny_dino"]["layer"]
         with pytest.raises(CheckpointError) as caught:
-            train(config, resume=True)
+            train(stopped.model_copy(update={"distillation": from_store(other)}), resume=True)
         cause = f"\n  tiny_dino.identity.layer: stored {layer}, found one before\n"
         assert f"{cause}  stores[1].tiny_dino/hflip/features.fingerprint: stored " in caught.value.message
 
@@ -232,10 +240,12 @@ class TestResuming:
         assert "stores[1].tiny_clip/hflip/logits: stored None, found {" in caught.value.message
         assert train(config, resume=True)["steps"] == 4
 
-    def test_a_teacher_that_was_added_leaves_the_choice_as_it_was(self, devkit: Path, tmp_path: Path) -> None:
-        store = extract(extraction(devkit, tmp_path / "s.zarr", limit=4)).store
-        config = killed(devkit, store, tmp_path, 2)
-        extract(extraction(devkit, store, teachers=("tiny_dino", "another=tiny_dino", "tiny_clip"), limit=4))
+    def test_a_teacher_that_was_added_leaves_the_choice_as_it_was(
+        self, devkit: Path, store: Path, tmp_path: Path, stopped: TrainConfig
+    ) -> None:
+        store = Path(shutil.copytree(store, tmp_path / "s.zarr"))
+        extract(extraction(devkit, store, teachers=("another=tiny_dino",)))
+        config = copied(stopped, tmp_path).model_copy(update={"distillation": from_store(store)})
         named = config.model_copy(update={"distillation": from_store(store, feature_teacher="another")})
         with pytest.raises(CheckpointError, match="feature_teacher: stored tiny_dino, found another"):
             train(named, resume=True)
@@ -247,9 +257,9 @@ class TestResuming:
 
     @pytest.mark.parametrize("residency", ["ram", "device"])
     def test_targets_may_be_held_elsewhere(
-        self, devkit: Path, store: Path, tmp_path: Path, whole: tuple[TrainConfig, Any], residency: str
+        self, store: Path, tmp_path: Path, stopped: TrainConfig, whole: tuple[TrainConfig, Any], residency: str
     ) -> None:
-        config = killed(devkit, store, tmp_path, 2)
+        config = copied(stopped, tmp_path)
         fingerprint = TeacherStore(store).catalog.fingerprint
         update = {"residency": residency, "distillation": from_store(store, expect_fingerprints=(fingerprint,))}
         assert train(config.model_copy(update=update), resume=True)["config"]["residency"] == residency
