@@ -133,9 +133,8 @@ def untrained_score(bench: Bench, options: argparse.Namespace) -> float | None:
         student = build_student(config.student)
     records = read_voc(bench.voc_root, config.val_sets)
     workers = training_workers(config.workers, bench.device)
-    found: Any = score_student(student.to(bench.device).eval(), records, bench.device, workers=workers).to_json()
-    score: float | None = found["per_iou"]["0.50"]
-    return score
+    _, scored = score_student(student.to(bench.device).eval(), records, bench.device, workers=workers)
+    return scored.per_iou["0.50"]
 
 
 def curve_table(results: dict[str, dict[str, Any]], untrained: float | None) -> Table:
