@@ -27,6 +27,9 @@ bench: $(VENV)/.dev        ## the tables of benchmarks/, side by side in one run
 	$(BIN)/python benchmarks/read_store.py
 	$(BIN)/python benchmarks/extract_teachers.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/evaluate_detections.py
+	$(BIN)/python benchmarks/bootstrap_images.py
+	$(BIN)/python benchmarks/parallel_runs.py
 
 lock: $(BIN)/uv            ## resolve the locks anew from setup.cfg
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
