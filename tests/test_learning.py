@@ -20,14 +20,15 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = ("bird", "bottle", "car", "cat", "dog", "person")
-# Batch norms want batches; a transformer from random weights wants many steps, its own optimiser and no weight decay.
+# Batch norms want batches; a transformer from random weights wants many steps and, to overfit, no weight decay.
+# Measured AP@0.50: ResNet-18 0.863, ViT-Tiny 0.836 after 30 epochs of the 40.
 OVERFIT = {
     "resnet18": ("--epochs", "30", "--batch-size", "4", "--learning-rate", "0.02"),
     "mobilenet_v3_small": ("--epochs", "38", "--batch-size", "4", "--learning-rate", "0.02"),
     "vit_tiny": ("--epochs", "40", "--batch-size", "2", "--learning-rate", "5e-4", "--weight-decay", "0"),
 }
 
-# AP@0.50 of images that were not trained on: 0.73 was measured after three of the four epochs.
+# AP@0.50 of images that were not trained on: 0.757 was measured, 0.725 after three epochs of the four, 0.000 untrained.
 FLOOR = 0.5
 
 
