@@ -44,11 +44,12 @@ OURS, FASTER = "ours, COCO's results", "faster-coco-eval"
 AT_MOST_DIFFERENCE = 1e-6
 RULE = (
     "Every line is a process of its own, once a round, in an order drawn anew; seconds are processor seconds of all its"
-    " threads, as on one core that nothing else uses, medians over the rounds, imports left out. read: ground truth (ours: the devkit's annotations; others:"
-    " one COCO file made of them, which is no work of theirs) and detections. score: ten IoU thresholds, each tool with"
-    " its defaults; ours gives three definitions, per class and by size. A ratio is the line's read + score over that"
-    " of the first line in the same round. MiB is the peak beyond what the imports took. COCO's tools overwrite"
-    " `ignore`, so difficult objects are left out of their ground truth; `coco` is compared without them, too."
+    " threads, as on one core that nothing else uses, medians over the rounds, imports left out. read: ground truth"
+    " (ours: the devkit's annotations; others: one COCO file made of them, which is no work of theirs) and detections."
+    " score: ten IoU thresholds, each tool with its defaults; ours gives three definitions, per class and by size. A"
+    " ratio is the line's read + score over that of the first line in the same round. MiB is the peak beyond what the"
+    " imports took. COCO's tools overwrite `ignore`, so difficult objects are left out of their ground truth; `coco`"
+    " is compared without them, too."
 )
 
 

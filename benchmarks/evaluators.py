@@ -1,8 +1,8 @@
 """Evaluators of detections, each in a process of its own: `python -m benchmarks.evaluators NAME FOLDER`.
 
 Every one reads the same detections and the same ground truth, in the format it is made for, and scores them with its
-defaults: ten IoU thresholds, and all areas. Times are processor seconds of all threads, as on one core that nothing else
-uses.
+defaults: ten IoU thresholds, and all areas. Times are processor seconds of all threads, as on one core that nothing
+else uses.
 """
 
 from __future__ import annotations

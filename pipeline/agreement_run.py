@@ -109,13 +109,13 @@ class AgreementRun:
 
 
 def _marked(record: ImageRecord, grid: tuple[int, int]) -> tuple[tuple[int, int], str]:
-    """Return the cell in the middle of the largest box, the central cell of an image without any, and what that is."""
+    """Return the cell in the middle of the largest object and its class; of an image without any, the frame's."""
     rows, columns = grid
     boxes = boxes_to_frame(record.target.boxes_xyxy_orig, record.image_size)
     if not len(boxes):
-        return (rows // 2, columns // 2), "the middle of the frame"
+        return (rows // 2, columns // 2), "the middle"
     largest = int(np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)))
     x, y = (boxes[largest, :2] + boxes[largest, 2:]) / 2
     height, width = FRAME_SIZE
     cell = cell_of_point(min(float(x), width - 1.0), min(float(y), height - 1.0), (rows, columns))
-    return cell, f"the middle of the largest box, {VOC_CLASSES[record.target.labels[largest] - 1]}"
+    return cell, VOC_CLASSES[record.target.labels[largest] - 1]

@@ -355,7 +355,9 @@ class TestEval:
         done = run("eval", "--checkpoint", run_folder / "checkpoints/student_latest.pth", "--visualize", "2",
                    "--out", tmp_path / "pictures", "--workers", "0")  # fmt: skip
         assert done.code == 0
-        assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+        drawn = {path.name for path in (tmp_path / "pictures").glob("*.png")}
+        assert len(drawn) == 3
+        assert "precision-recall.png" in drawn
         for words in ("mAP in percent, 6 images", "voc: all-point area", "0.50:0.95", "tvmonitor", "UNTRAINED"):
             assert words in done.out
 

@@ -12,7 +12,7 @@ from data.errors import DetectionsError
 from data.records import VOC_CLASSES, Target
 from evaluation import bootstrap as module
 from evaluation.average_precision import average_precision, evaluate
-from evaluation.bootstrap import bootstrap, paired_bootstrap, weighted_evaluation
+from evaluation.bootstrap import bootstrap, draw_weights, paired_bootstrap, weighted_evaluation
 from evaluation.detections import Detections, ImageDetections
 from evaluation.matching import match_detections
 from tests.evaluation.random_cases import as_records, random_case, replaced, subset
@@ -81,7 +81,7 @@ def test_estimates_are_what_evaluate_says(metric):
 
 def test_an_interval_is_the_resamples_percentiles_moved_onto_the_estimate():
     detections, targets = simulated(np.random.default_rng(3), 30)
-    weights = module._draw(np.random.default_rng(7), 30, 200)
+    weights = draw_weights(np.random.default_rng(7), 30, 200)
     resampled = np.nanmean(weighted_evaluation(detections, as_records(targets), weights)[:, :, 0], axis=1)
     interval = bootstrap(detections, as_records(targets), resamples=200, seed=7, level=0.8)["AP50"]
     offset = interval.estimate - resampled.mean()
@@ -89,7 +89,7 @@ def test_an_interval_is_the_resamples_percentiles_moved_onto_the_estimate():
 
 
 def test_resamples_draw_as_many_images_as_there_are_and_each_as_often_as_chance_has_it():
-    weights = module._draw(np.random.default_rng(0), 20, 5000)
+    weights = draw_weights(np.random.default_rng(0), 20, 5000)
     np.testing.assert_array_equal(weights.sum(axis=0), 20)
     counts = np.bincount(weights.ravel(), minlength=6)[:6] / weights.size
     np.testing.assert_allclose(counts, binom.pmf(np.arange(6), 20, 1 / 20), atol=0.005)

@@ -16,6 +16,7 @@ from evaluation.pairing import pair
 from evaluation.ranking import ranking
 from evaluation.sizes import SIZES
 from tests.evaluation.coco_referee import coco_ap, coco_files
+from tests.evaluation.devkit_transcript import transcript
 from tests.evaluation.random_cases import as_records, random_case, replaced
 
 CAT = LABEL_OF_CLASS["cat"]
@@ -214,6 +215,30 @@ def test_hand_worked_sizes_by_the_devkits_rule():
     assert result.by_size["large"] == {"mAP": None, "AP50": None, "objects": 0}
     # All: miss, hit, miss, hit: precision 1/2 at recall 1/2 and at recall 1.
     assert result.mAP == 0.5
+
+
+@settings(max_examples=40)
+@given(SEEDS, st.sampled_from([2, 6, 12]), st.sampled_from(list(SIZES)))
+def test_sizes_by_the_devkits_rule_are_the_transcripts(seed, factor, size):
+    """Objects of other sizes as if they were difficult; then misses of other sizes struck out."""
+    detections, targets = scaled(*random_case(seed), factor)
+    low, high = SIZES[size]
+
+    def outside(boxes):
+        width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+        return (width * height < low) | (width * height > high)
+
+    as_difficult = [Target(t.boxes_xyxy_orig, t.labels, t.difficult | outside(t.boxes_xyxy_orig)) for t in targets]
+    matches = Matcher(pair(detections, targets, IOU_THRESHOLDS[0]), "voc").matches(SIZES[size])
+    for label, match in enumerate(matches.values(), start=1):
+        letters, positives = transcript(detections, as_difficult, label)
+        assert match.num_positives == positives
+        other_size = outside(detections.boxes_xyxy_orig[match.detections])
+        for row, text in enumerate(letters):
+            pairs = zip(text, other_size, strict=True)
+            expected = ["-" if letter == "F" and other else letter for letter, other in pairs]
+            assert [*match.true_positive[row]] == [letter == "T" for letter in expected]
+            assert [*match.ignored[row]] == [letter == "-" for letter in expected]
 
 
 def test_an_object_on_the_boundary_is_of_both_sizes():

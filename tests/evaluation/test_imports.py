@@ -16,7 +16,7 @@ def test_evaluation_needs_no_torch():
 
 def test_scoring_needs_no_drawing_library():
     script = (
-        "import sys, evaluation.average_precision, evaluation.devkit_files\n"
+        "import sys, evaluation.average_precision, evaluation.detection_files\n"
         "print([m for m in ('matplotlib', 'PIL', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ def test_it_makes_a_store_two_runs_and_pictures_from_nothing(tmp_path: Path) -> 
         assert words in done.out
     for name in ("baseline", "cached-kd"):
         assert json.loads((out / "runs" / name / "result.json").read_text())["steps"] == 1
-    assert len(list((out / "pictures").glob("*.png"))) == 3
+    assert len(list((out / "pictures").glob("*.png"))) == 4  # two images, curves, the teacher
     assert len(list((out / "detections").iterdir())) == 20
     # What it made it may make again; what else is there it leaves alone.
     (out / "runs" / "old").mkdir()
