@@ -17,10 +17,10 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import DetectionsError
 from data.records import VOC_CLASSES, ImageRecord
 
 from .detections import Detections
+from .ground_truth import join_ground_truth
 from .matching import IOU_THRESHOLDS, ClassMatches, Matcher, Metric
 from .pairing import pair
 from .sizes import SIZES
@@ -80,15 +80,8 @@ def evaluate(detections: Detections, records: Sequence[ImageRecord], metric: Met
 
     Raises DetectionsError where the two do not cover the same images.
     """
-    targets = {record.id: record.target for record in records}
-    differing = sorted(targets.keys() ^ set(detections.image_ids))
-    if differing:
-        raise DetectionsError(
-            f"expected detections of exactly the {len(targets)} images to score, found those of"
-            f" {len(detections.image_ids)}; {differing[0]} is in only one of the two",
-            hint="name the image sets the detector was run on with --voc-set",
-        )
-    pairing = pair(detections, [targets[image_id] for image_id in detections.image_ids], IOU_THRESHOLDS[0])
+    targets = join_ground_truth(detections, records).targets
+    pairing = pair(detections, targets, IOU_THRESHOLDS[0])
     by_devkit, by_coco = Matcher(pairing, "voc"), Matcher(pairing, "coco")
     matches = by_devkit.matches()
     tables = {name: _table(matches, name) for name in ("voc", "voc07")} | {"coco": _table(by_coco.matches(), "coco")}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .detections import Detections
 from .ground_truth import GroundTruth
-from .pairing import _iou
+from .pairing import iou_of_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,6 @@ def candidate_pairs(
     left, place = np.flatnonzero(counts[image] > 0), 0
     while len(left):
         objects = first[image[left]] + place
-        yield left, objects, _iou(detections.boxes_xyxy_orig[rows[left]].astype(np.float64), boxes[objects])
+        yield left, objects, iou_of_pairs(detections.boxes_xyxy_orig[rows[left]].astype(np.float64), boxes[objects])
         place += 1
         left = left[counts[image[left]] > place]

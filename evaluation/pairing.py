@@ -63,7 +63,7 @@ def pair(detections: Detections, targets: Sequence[Target], least_iou: float) ->
     left, place = np.flatnonzero(count), 0
     while len(left):  # once for each object of the most crowded class of an image
         candidates = rows[first[left] + place]
-        iou = _iou(boxes[left], object_boxes[candidates])
+        iou = iou_of_pairs(boxes[left], object_boxes[candidates])
         better = iou > best_iou[left]
         best[left[better]], best_iou[left[better]] = candidates[better], iou[better]
         near = (iou >= least_iou) & (iou > 0)
@@ -91,7 +91,7 @@ def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def iou_of_pairs(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the IoU [n] of boxes a[i] and b[i], each [n, 4] half-open; 0 for two empty boxes."""
     width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
     height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
