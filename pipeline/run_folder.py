@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,13 @@ from evaluation.detections import Detections
 from evaluation.report.run import Epoch, Run, Store, Teacher, Times
 from pipeline.results import arm
 
-_NEEDED = ("run_name", "config", "targets", "images", "epochs", "last", "best", "seconds", "seconds_by_epoch")
+# What is read of `result.json` and of each line of `metrics.jsonl`, by dotted name.
+_NEEDED = ("run_name", "config.student.backbone", "config.student.backbone_weights", "config.distillation.source",
+           "config.distillation.beta", "config.distillation.gamma", "config.seed", "config.voc_root", "config.val_sets",
+           "config.test_sets", "config.checkpoints_dir", "targets", "images.train", "images.val", "epochs",
+           "last.val.mAP", "best.epoch", "best.val.mAP", "seconds.training", "seconds.data_wait", "seconds.targets",
+           "seconds_by_epoch")  # fmt: skip
+_NEEDED_OF_EPOCH = ("epoch", "losses", "val")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +88,7 @@ def read_run_folder(path: Path) -> RunFolder:
             hint=f"finish it: the same train command with --run-name {path.name} --resume",
         )
     result = _read_json(path / "result.json")
-    lacking = [name for name in _NEEDED if name not in result]
-    if lacking:
-        raise ReportError(f"{path / 'result.json'}: expected what train writes, found no {lacking[0]!r}")
+    _refuse_lacking(path / "result.json", result, _NEEDED)
     return RunFolder(path, result, _read_history(path / "metrics.jsonl"))
 
 
@@ -98,7 +102,6 @@ def run_of(folder: RunFolder, found: Detections, name: str, image_set: str) -> R
     return Run(
         name=name,
         arm=arm(result),
-        is_baseline=config["distillation"]["source"] == "none",
         backbone=config["student"]["backbone"],
         random_weights=config["student"]["backbone_weights"] == "none",
         seed=config["seed"],
@@ -135,9 +138,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ReportError(f"{path}: cannot be read as JSON, a line an epoch ({error})") from error
+    for line in lines:
+        _refuse_lacking(path, line, _NEEDED_OF_EPOCH)
+    return lines
+
+
+def _refuse_lacking(path: Path, content: Any, needed: Sequence[str]) -> None:
+    for name in needed:
+        found = content
+        for part in name.split("."):
+            if not isinstance(found, dict) or part not in found:
+                raise ReportError(f"{path}: expected what train writes, found no {name!r}")
+            found = found[part]
 
 
 def _epoch(line: Mapping[str, Any]) -> Epoch:

@@ -53,14 +53,14 @@ class Store:
 class Run:
     """One finished run.
 
-    arm: what it distilled, in words.  is_baseline: whether it distilled nothing.  config: every setting as text, by
-    dotted name.  control: what makes it a control arm, in words, or nothing.  reported: figures of the result file, by
-    what they are of, as fractions.  detections: what its last epoch's student found in the images reported on.
+    arm: what it distilled, in words.  random_weights: whether its backbone started from none.  config: every setting
+    as text, by dotted name.  control: what makes it a control arm, in words, or nothing.  best_epoch, best_mean_ap: by
+    validation mAP.  same_images: whether the images reported on are those that chose it.  detections: what its last
+    epoch's student found in the images reported on.
     """
 
     name: str
     arm: str
-    is_baseline: bool
     backbone: str
     random_weights: bool
     seed: int

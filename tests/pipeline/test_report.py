@@ -175,6 +175,10 @@ def result_of_something_else(run: Path) -> None:
     (run / "result.json").write_text(json.dumps({"run_name": "x"}))
 
 
+def history_without_losses(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"epoch": 1, "val": null}\n')
+
+
 def bad_history(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 5, "los')
@@ -199,7 +203,11 @@ class TestRefusals:
                 r" \S+/baseline/student_latest\.pth --voc-set 2007:val --save-detections \S+/detections/val",
             ),
             (half_a_result, r"own/result\.json: cannot be read as JSON"),
-            (result_of_something_else, r"own/result\.json: expected what train writes, found no 'config'"),
+            (
+                result_of_something_else,
+                r"own/result\.json: expected what train writes, found no 'config.student.backbone'",
+            ),
+            (history_without_losses, r"own/metrics\.jsonl: expected what train writes, found no 'losses'"),
             (bad_history, r"own/metrics\.jsonl: cannot be read as JSON, a line an epoch"),
             (
                 other_detections,

@@ -13,7 +13,7 @@ from evaluation.report.run import Run, Teacher, Times
 
 CONFIG = {"seed": "0", "run_name": "baseline", "recipe.epochs": "40", "distillation.source": "none"}
 BASELINE = Run(
-    name="baseline", arm="baseline", is_baseline=True, backbone="resnet18", random_weights=True, seed=0, num_epochs=40,
+    name="baseline", arm="baseline", backbone="resnet18", random_weights=True, seed=0, num_epochs=40,
     config=CONFIG, control="", history=(), best_epoch=1, best_mean_ap=None,
     times=Times(1.0, 0.0, 0.0, (1.0,), 4, "cpu"), teachers=(), stores=(), same_images=False,
     detections=Detections.from_images([], []),
@@ -22,7 +22,7 @@ BASELINE = Run(
 
 def run(name: str, **changes: Any) -> Run:
     config = {**CONFIG, "run_name": name, **changes.pop("config", {})}
-    return replace(BASELINE, name=name, is_baseline=False, config=config, **changes)
+    return replace(BASELINE, name=name, config=config, **changes)
 
 
 KD = run("kd", config={"distillation.source": "store", "distillation.beta": "5"})
