@@ -51,7 +51,8 @@ def evaluate_verb(
 ) -> None:
     """Score detections, or compare two sets of them.
 
-    Of a checkpoint or from files, by the devkit's rules or COCO's. Scoring --detections needs the annotations only: no images, no torch.
+    Of a checkpoint or from files, by the devkit's rules or COCO's. Scoring --detections needs the annotations only: no
+    images, no torch.
     """
     from pipeline.agreement_options import open_agreement
     from pipeline.scoring import ScoreRequest, score
