@@ -80,7 +80,7 @@ def main() -> None:
         *machine(PACKAGES),
         f"load average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after",
         f"{len(case.records):,} images ({'drawn' if options.voc_root is None else 'VOC' + options.voc_set}),"
-        f" {objects:,} objects, {len(case.detections):,} detections, {PER_IMAGE} an image; {options.rounds} rounds",
+        f" {objects:,} objects, {len(case.detections):,} detections, {PER_IMAGE} an image; rounds: {options.rounds}",
     ]
     text = report(f"Scoring detections, {date.today().isoformat()}", facts, RULE, tables)
     print(text)
