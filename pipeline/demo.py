@@ -20,7 +20,7 @@ from features.registry import is_available_locally
 from pipeline.extract import ExtractConfig, extract
 from pipeline.inspection import heatmap, inspect_store, summary_table
 from pipeline.progress import say
-from pipeline.sweep.closing import closing_parts
+from pipeline.sweep.closing import closing_parts, live_ratio
 from pipeline.sweep.command import SweepRequest, run_sweep
 from pipeline.sweep.variants import Run
 from pipeline.teachers import DEFAULT_TEACHERS
@@ -64,7 +64,7 @@ def run_demo(out: Path, device: str) -> list[Any]:
         f"teachers' features over their pixels: {picture}",
         f"more: tensorboard --logdir {out / 'runs'}   or the README's tour with real images",
         said,
-        *closing_parts(done),
+        *closing_parts(done, live_ratio(done.collected, None, measure=True)),
     ]
 
 

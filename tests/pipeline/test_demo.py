@@ -27,7 +27,16 @@ def test_it_makes_a_store_a_sweep_and_its_report_from_nothing(tmp_path: Path) ->
     out = tmp_path / "demo"
     done = run("demo", "--out", out, "--device", "cpu")
     assert done.code == 0, done.err
-    for words in ("complete", "baseline", "distilled", "UNTRAINED", "mAP", "too few seeds", "Extraction, once"):
+    for words in (
+        "complete",
+        "baseline",
+        "distilled",
+        "UNTRAINED",
+        "mAP",
+        "too few seeds",
+        "Extraction, once",
+        "3 steps of",
+    ):
         assert words in done.out
     assert "".join(done.out.split()).endswith(f"next:open{out / 'report.html'}")
     results = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*/result.json"))]
