@@ -231,7 +231,7 @@ def train(resume: bool, as_json: bool, **flags: Any) -> None:
                  metavar="[STORE]", help="What the plan's arms distil from; repeat to join several."),
     click.option("--voc-root", type=PATH, help="Folder that holds VOC2007. [the plan's, or data/VOCdevkit]"),
     click.option("--out", type=PATH, help="Folder of everything it makes. [sweeps/NAME of the plan]"),
-    click.option("--set", "overrides", multiple=True, metavar="OPTION=VALUE", help="Option of every run; null: its default."),
+    click.option("--set", "overrides", multiple=True, metavar="OPTION=VALUE", help="Option of every run."),
     click.option("--seeds", callback=seed_list, metavar="0,1,2", help="Instead of the plan's."),
     click.option("--parallel", type=click.IntRange(1), metavar="K", help="Runs beside each other. [one a device]"),
     click.option("--devices", callback=name_list, metavar="cuda:0,cuda:1", help="Devices to share them out over."),
