@@ -14,9 +14,10 @@ sweeps/NAME/
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import yaml
 from pydantic import ValidationError
@@ -81,14 +82,25 @@ class SweepFolder:
         return plan.with_seeds([*before.seeds, *plan.seeds])
 
     def begin(self, plan: Plan, stores: dict[str, StoreRecord]) -> None:
-        """Make the folder, and write the plan."""
+        """Make the folder, and write the plan.
+
+        Raises as `joined`, where another process has begun another plan here since that looked.
+        """
         for name in ("runs", "checkpoints", "logs", "claims"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         document = {**plan.document(), STORES: [json.loads(record.model_dump_json()) for record in stores.values()]}
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
-        temporary = self.plan_file.with_name(".plan.yaml.tmp")
+        temporary = self.plan_file.with_name(f".plan.yaml.{uuid4().hex}")
         temporary.write_text(f"# Written by `sweep`; edit the plan it was made of.\n{text}", encoding="utf-8")
-        temporary.replace(self.plan_file)
+        try:
+            os.link(temporary, self.plan_file)  # of two plans that are begun at once, one is refused
+        except FileExistsError:
+            self.joined(plan, stores)
+            temporary.replace(self.plan_file)
+        except OSError:  # a file system without hard links
+            temporary.replace(self.plan_file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _refuse_other(self, before: Plan, now: Plan) -> None:
         one, other = _comparable(before), _comparable(now)
@@ -157,11 +169,3 @@ _FREE = frozenset({"voc-root", "device", "workers", "residency", "cache-images",
 
 def _said(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def runs_by_status(runs: Sequence[Run]) -> dict[Status, list[Run]]:
-    """Return runs by how far they are; raises as `status_of`."""
-    found: dict[Status, list[Run]] = {"finished": [], "started": [], "open": []}
-    for run in runs:
-        found[status_of(run)].append(run)
-    return found

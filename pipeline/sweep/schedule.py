@@ -18,8 +18,8 @@ from pipeline.sweep.estimates import Estimates
 from pipeline.sweep.folder import SweepFolder, result_of, status_of
 from pipeline.sweep.standing import Standing
 from pipeline.sweep.stores import Stores
+from pipeline.sweep.telling import ending, finished_line, time_left, title
 from pipeline.sweep.variants import Run
-from pipeline.text_tables import readable_time
 
 # Another try changes nothing about a wrong option, or a store or a checkpoint that is not what it should be.
 _FINAL_CODES = (2, 3)
@@ -178,7 +178,8 @@ class Schedule:
             self._close(working, state="finished", seconds=seconds)
             self._estimates.add(working.run.config, seconds)
             self._standing.refresh()
-            self._say_finished(working.run, result["last"]["val"]["mAP"], seconds)
+            left = time_left(self._standing, self._estimates, self._rules.parallel)
+            say(finished_line(working.run, result, seconds, self._standing, left))
             return True
         if self._interruptions:
             self._close(working, state="interrupted", seconds=seconds)
@@ -188,7 +189,7 @@ class Schedule:
     def _failed(self, working: _Working, code: int, seconds: float) -> bool:
         working.tries += 1
         run, log = working.run, self._folder.log(working.run)
-        why = _reason(code)
+        why = ending(code)
         if code == 3:
             try:
                 self._stores.refuse_changed()
@@ -260,37 +261,3 @@ class Schedule:
         self._wake.set()
         if self._interruptions == 1:
             say("interrupted: the runs under way save and end; once more ends them at once")
-
-    # Telling
-
-    def _say_finished(self, run: Run, mean_ap: float | None, seconds: float) -> None:
-        standing = self._standing
-        mine = "no mAP" if mean_ap is None else f"val mAP {100 * mean_ap:.2f}"
-        left = self._left()
-        more = f", {readable_time(left)} left" if left else ""
-        count = f"{standing.num_finished} of {standing.num_runs} runs finished"
-        say(f"{title(run)}: {mine} in {readable_time(seconds)}; {count}{more}")
-
-    def _left(self) -> float | None:
-        """Return how long the rest will take about; None where nothing of a kind is known."""
-        standing, total = self._standing, 0.0
-        for member in standing.variants.members.values():
-            shared = standing.variants.owner(member) != member.name
-            open_seeds = 0 if shared else len(standing.seeds) - len(standing.results[member.name])
-            if open_seeds:
-                seconds = self._estimates.seconds(standing.variants.trial(member))
-                if seconds is None:
-                    return None
-                total += open_seeds * seconds
-        return total / self._rules.parallel
-
-
-def title(run: Run) -> str:
-    """Return a run's name for people."""
-    return f"{run.member.name}, seed {run.seed}"
-
-
-def _reason(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -9 else "")
-    return "ended without a result" if code == 0 else f"exit {code}"

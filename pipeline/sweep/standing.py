@@ -42,12 +42,16 @@ class Standing:
                             self.results[member.name][seed] = result
 
     def all_runs(self) -> list[Run]:
-        """Return the runs that can be named by now: stage by stage, in each all arms with a seed before the next."""
-        ordered = []
+        """Return the runs that can be named by now: stage by stage, in each all arms with a seed before the next.
+
+        A run that several members share is there once.
+        """
+        ordered: dict[str, Run] = {}
         for stage in self.variants.stages:
             members = [member for arm in stage for member in self.variants.members_of(arm)]
-            ordered += [self.runs[m.name][seed] for seed in self.seeds for m in members if m.name in self.runs]
-        return ordered
+            for run in (self.runs[m.name][seed] for seed in self.seeds for m in members if m.name in self.runs):
+                ordered.setdefault(run.name, run)
+        return list(ordered.values())
 
     def is_finished(self, run: Run) -> bool:
         """Return whether the run's result was there when `refresh` last looked."""
@@ -60,15 +64,12 @@ class Standing:
     @property
     def num_runs(self) -> int:
         """All runs of the plan, those that wait too; what two members share counts once."""
-        return len({run.name for run in self._named()}) + len(self.waiting()) * len(self.seeds)
+        return len(self.all_runs()) + len(self.waiting()) * len(self.seeds)
 
     @property
     def num_finished(self) -> int:
         """The finished ones."""
-        return len({run.name for run in self._named() if self.is_finished(run)})
-
-    def _named(self) -> list[Run]:
-        return [run for runs in self.runs.values() for run in runs.values()]
+        return sum(map(self.is_finished, self.all_runs()))
 
     def _decide(self, member: Member) -> None:
         if member.name in self.runs:
