@@ -20,7 +20,7 @@ from features.registry import is_available_locally
 from pipeline.extract import ExtractConfig, extract
 from pipeline.inspection import heatmap, inspect_store, summary_table
 from pipeline.progress import say
-from pipeline.sweep.closing import closing_parts
+from pipeline.sweep.closing import closing_parts, live_ratio
 from pipeline.sweep.command import SweepRequest, run_sweep
 from pipeline.sweep.variants import Run
 from pipeline.teachers import DEFAULT_TEACHERS
@@ -31,7 +31,6 @@ MARKER = "made-by-teachonce-demo"
 PLAN = Path(__file__).resolve().parents[1] / "plans" / "demo.yaml"
 CLASSES = ("bird", "bottle", "car", "cat", "dog", "person")
 _NUM_TRAIN, _NUM_VAL = 16, 8
-_SEEDS: tuple[int, ...] = ()  # those of the plan
 
 
 def run_demo(out: Path, device: str) -> list[Any]:
@@ -54,7 +53,6 @@ def run_demo(out: Path, device: str) -> list[Any]:
             voc_root=voc_root,
             out=out,
             overrides=(f"device={device}",),
-            seeds=_SEEDS,
             retries=0,
         ),
         InThisProcess(),
@@ -62,10 +60,11 @@ def run_demo(out: Path, device: str) -> list[Any]:
     return [
         "",
         summary_table(inspect_store(store, verify=True)),
-        *closing_parts(done),
+        "",
         f"teachers' features over their pixels: {picture}",
         f"more: tensorboard --logdir {out / 'runs'}   or the README's tour with real images",
         said,
+        *closing_parts(done, live_ratio(done.collected, None, measure=True)),
     ]
 
 

@@ -90,7 +90,7 @@ def cost_lines(cost: SweepCost) -> list[str]:
     if cost.extraction is None:
         lines.append("Extraction: the store does not say what it took.")
     else:
-        lines.append(f"Extraction, once: {readable_time(cost.extraction)} of the teachers.")
+        lines.append(f"Extraction, once: {readable_time(cost.extraction)}.")
     lines.append(f"Training: {readable_time(cost.training_total)} in {_runs(cost.runs)}.")
     if cost.cached is None:
         lines.append("No finished run distilled from the store.")

@@ -52,7 +52,7 @@ def settings_section(summary: SweepSummary) -> Section:
     """Return what sets the arms apart, which seeds are finished, and what failed or is missing."""
     names, rows = varied_settings(summary)
     columns = [Column(name, numeric=False) for name in ("arm", *names, "finished seeds")]
-    said = {arm.name: "; ".join(arm.chosen) for arm in summary.arms}
+    said = {arm.name: "; ".join([*[arm.about] * bool(arm.about), *arm.chosen]) for arm in summary.arms}
     cells: list[list[Cell | str]] = [[Cell(row[0], note=said[row[0]]), *row[1:]] for row in rows]
     return Section("arms", "Arms", table(columns, cells, caption="What sets the arms apart"))
 

@@ -62,10 +62,12 @@ class SweepTable:
 class ArmSummary:
     """One arm: what was set, chosen, run, and what is missing.
 
-    varied: of its grid.  chosen: sentences.  failed: messages by seed.  waiting: why it was not run yet.
+    about: what it is there for.  varied: of its grid.  chosen: sentences.  failed: messages by seed.  waiting: why it
+    was not run yet.
     """
 
     name: str
+    about: str
     settings: dict[str, Any]
     varied: dict[str, Any]
     grid_of: str | None
@@ -174,6 +176,7 @@ def _table(arms: Sequence[ArmRuns], metric: Metric, epoch: Epoch, images: Images
 def _arm(arm: ArmRuns, collected: SweepRuns, settings: Mapping[str, Mapping[str, Any]]) -> ArmSummary:
     return ArmSummary(
         name=arm.name,
+        about=arm.about,
         settings=arm.settings,
         varied=arm.varied,
         grid_of=arm.grid_of,
@@ -233,7 +236,7 @@ def _protocol(runs: Sequence[Mapping[str, Any]], images: Images) -> str:
     trained = _range(sorted({run["images"]["train"] for run in runs}))
     epochs = _range(sorted({run["epochs"] for run in runs}))
     config = runs[0]["config"]
-    said = f"Trained on {trained} images of {', '.join(config['voc_sets'])}, {epochs} epochs."
+    said = f"Trained on {trained} images of {', '.join(config['voc_sets'])}, {epochs} epoch{'s' * (epochs != '1')}."
     val = f"{', '.join(config['val_sets'])}, {runs[0]['images']['val']} images"
     if images == "val":
         return f"{said} Reported on val ({val})."

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pipeline.demo
 from data.errors import UsageError
@@ -10,24 +11,41 @@ from tests.command_line import run
 
 
 @pytest.fixture
-def shrunk(monkeypatch: pytest.MonkeyPatch, unreachable_hub: Path) -> None:
-    """A demo of two images and one epoch, where the real teachers cannot be had."""
-    for name in ("_NUM_TRAIN", "_NUM_VAL", "_NUM_PICTURES"):
+def shrunk(monkeypatch: pytest.MonkeyPatch, unreachable_hub: Path, tmp_path: Path) -> None:
+    """A demo of two images, one epoch and one seed, where the real teachers cannot be had."""
+    for name in ("_NUM_TRAIN", "_NUM_VAL"):
         monkeypatch.setattr(pipeline.demo, name, 2)
-    monkeypatch.setattr(pipeline.demo, "_EPOCHS", 1)
+    plan = yaml.safe_load(pipeline.demo.PLAN.read_text(encoding="utf-8"))
+    shrunken = {**plan, "train": {**plan["train"], "epochs": 1}, "seeds": [0]}
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump(shrunken), encoding="utf-8")
+    monkeypatch.setattr(pipeline.demo, "PLAN", path)
 
 
 @pytest.mark.usefixtures("shrunk")
-def test_it_makes_a_store_two_runs_and_pictures_from_nothing(tmp_path: Path) -> None:
+def test_it_makes_a_store_a_sweep_and_its_report_from_nothing(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     done = run("demo", "--out", out, "--device", "cpu")
     assert done.code == 0, done.err
-    for words in ("complete", "baseline", "cached-kd", "UNTRAINED", "mAP", "next: "):
+    for words in (
+        "complete",
+        "baseline",
+        "distilled",
+        "UNTRAINED",
+        "mAP",
+        "too few seeds",
+        "Extraction, once",
+        "3 steps of",
+    ):
         assert words in done.out
-    for name in ("baseline", "cached-kd"):
-        assert json.loads((out / "runs" / name / "result.json").read_text())["steps"] == 1
-    assert len(list((out / "pictures").glob("*.png"))) == 4  # two images, curves, the teacher
-    assert len(list((out / "detections").iterdir())) == 20
+    assert "".join(done.out.split()).endswith(f"next:open{out / 'report.html'}")
+    results = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*/result.json"))]
+    assert [result["config"]["distillation"]["source"] for result in results] == ["none", "store"]
+    assert {result["steps"] for result in results} == {1}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "UNTRAINED teachers: tiny_clip, tiny_dino" in page
+    assert "Runs of seed 0" in page
+    assert (out / "teacher-heatmap.png").read_bytes().startswith(b"\x89PNG")
     # What it made it may make again; what else is there it leaves alone.
     (out / "runs" / "old").mkdir()
     pipeline.demo._clear(out)

@@ -19,7 +19,7 @@ from tests.pipeline.sweep.sweeps import ablation, arm, sweep
 
 BASE = {0: 0.30, 1: 0.31, 2: 0.29}
 BETTER = {0: 0.32, 1: 0.325, 2: 0.313}
-FILES = {"results.md", "results.csv", "summary.csv", "results.json", "results.tex", "hparams"}
+FILES = {"results.md", "results.csv", "summary.csv", "results.json", "results.tex", "report.html", "hparams"}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
