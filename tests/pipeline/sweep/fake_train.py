@@ -43,7 +43,24 @@ def main() -> int:
     if tries < spec["failures"]:
         print(f"error: the try {tries} failed\n  next: try again", file=sys.stderr)
         return spec["exit_code"]
-    result = {"config": spec["config"], "last": {"val": {"mAP": spec["score"]}}}
+    config = spec["config"]
+    val = {"mAP": spec["score"], "per_iou": {"0.50": spec["score"]}, "per_class": {}}
+    result = {
+        "run_name": spec["name"],
+        "config": config,
+        "targets": {"source": "none"},
+        "test": None,
+        "device": "cpu",
+        "images": {"train": 4, "val": 2, "test": 0},
+        "epochs": config["recipe"]["epochs"],
+        "steps": 1,
+        "last": {"epoch": config["recipe"]["epochs"], "val": val},
+        "best": {"epoch": 1, "val": val},
+        "selected_and_reported_on_the_same_images": True,
+        "seconds_by_epoch": [1.0],
+        "data_wait_share": 0.0,
+        "seconds": {"training": 1.0, "data_wait": 0.0, "targets": 0.0},
+    }
     temporary = run_dir / f".result-{os.getpid()}"
     temporary.write_text(json.dumps(result))
     note(spec, "end")
