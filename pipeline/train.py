@@ -7,17 +7,15 @@ processes run it together. β = γ = 0 with a store gives the baseline's weights
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cache.image_arrays import StoredImages
-from cache.ranks import Ranks, exchange
+from cache.ranks import exchange
 from data.records import ImageRecord
 from data.voc import read_voc
 from evaluation.average_precision import EvaluationResult
@@ -35,6 +33,7 @@ from pipeline.checkpoint import (
 from pipeline.config import TrainConfig
 from pipeline.dataset import LoadedBatch, TrainingImages, collate_loaded
 from pipeline.device import choose_device
+from pipeline.epoch import Epoch
 from pipeline.evaluate import score_student
 from pipeline.image_cache import ensure_image_store
 from pipeline.interruption import Interruption
@@ -57,39 +56,6 @@ Loader = BatchLoader[Any, Any, LoadedBatch]
 # In a run's folder: what the last epoch's student found, in the devkit's format; `val` and, where there is a test set,
 # `test` in it.
 DETECTIONS = "detections"
-
-
-@dataclass
-class Epoch:
-    """What has been of an epoch. steps: taken.  images: of these steps.  sums: of every loss, over images."""
-
-    steps: int = 0
-    images: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
-        """Count a step."""
-        self.steps += 1
-        self.images += images
-        for name, value in losses.items():
-            self.sums[name] = (
-                self.sums.get(name, torch.zeros((), dtype=torch.float64)).to(value.device) + value * images
-            )
-
-    def state(self, clock: Clock, ranks: Ranks) -> dict[str, Any]:
-        """Return what a checkpoint keeps to go on within the epoch, summed over processes."""
-        sums: dict[str, float] = defaultdict(float)
-        for mine in exchange(ranks, {name: float(value) for name, value in self.sums.items()}):
-            for name, value in mine.items():
-                sums[name] += value
-        return {"steps": self.steps, "images": self.images, "sums": dict(sums), "seconds": clock.seconds()}
-
-    def means(self, ranks: Ranks) -> dict[str, float]:
-        """Return the mean of every loss over the epoch's images."""
-        found = self.state(Clock(), ranks)
-        # Every process has the same gradient norm; all else are shares that add up.
-        found["sums"]["gradient_norm"] /= ranks.size
-        return {name: value / found["images"] for name, value in found["sums"].items()}
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
