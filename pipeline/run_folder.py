@@ -89,7 +89,7 @@ def read_run_folder(path: Path) -> RunFolder:
         )
     result = _read_json(path / "result.json")
     _refuse_lacking(path / "result.json", result, _NEEDED)
-    return RunFolder(path, result, _read_history(path / "metrics.jsonl"))
+    return RunFolder(path, result, read_history(path / "metrics.jsonl"))
 
 
 def run_of(folder: RunFolder, found: Detections, name: str, image_set: str) -> Run:
@@ -136,7 +136,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`, an epoch each.
+
+    Raises ReportError where it cannot be read, or lacks what `train` writes.
+    """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from evaluation.report.contents import report_sections
 from evaluation.report.gallery import gallery_section
 from evaluation.report.page import Section, build_page
 from pipeline.progress import progress
-from pipeline.run_folder import RunFolder, read_run_folder, run_of
+from pipeline.run_folder import RunFolder, read_history, read_run_folder, run_of
 from pipeline.sweep.collect import ArmRuns, SweepRuns
 from pipeline.sweep.cost import SweepCost
 from pipeline.sweep.notes import notes
@@ -102,9 +102,9 @@ def _run_paths(collected: SweepRuns, folder: Path) -> list[Path]:
 
 
 def _curve(path: Path) -> dict[int, float]:
-    """Return the validation mAP of a run's epochs; none where its folder is gone."""
+    """Return the validation mAP of a run's epochs; none where they cannot be read any more."""
     try:
-        history = read_run_folder(path).history
+        history = read_history(path / "metrics.jsonl")
     except TeachOnceError:
         return {}
     return {line["epoch"]: line["val"]["mAP"] for line in history if line["val"] and line["val"]["mAP"] is not None}

@@ -83,7 +83,7 @@ def test_what_the_last_epoch_found_is_kept(run: tuple[TrainConfig, Any], devkit:
     scored = read_voc(devkit, ("2007:val",))
     folder = config.run_dir / "detections" / images
     assert sorted(path.name for path in folder.iterdir()) == [f"comp4_det_{images}_{name}.txt" for name in VOC_CLASSES]
-    found = read_devkit(folder, [record.id for record in scored])
+    found, _ = read_devkit(folder, scored)
     figures = result["last"]["val"] if images == "val" else result["test"]["last"]
     assert evaluate(found, scored).to_json() == figures
     expected = detect(load_checkpoint(config.checkpoint_dir / LATEST).build_student(CPU), scored, CPU)
