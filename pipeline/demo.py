@@ -29,8 +29,8 @@ from pipeline.train import train
 EMBEDDED_TEACHERS = ("tiny_dino", "tiny_clip")
 MARKER = "made-by-teachonce-demo"
 PLAN = Path(__file__).resolve().parents[1] / "plans" / "demo.yaml"
-CLASSES = ("bird", "bottle", "car", "cat", "dog", "person")
-_NUM_TRAIN, _NUM_VAL = 16, 8
+CLASSES = ("bird", "car", "dog")
+_NUM_TRAIN, _NUM_VAL = 32, 12
 
 
 def run_demo(out: Path, device: str) -> list[Any]:
